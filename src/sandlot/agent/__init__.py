@@ -1,0 +1,1 @@
+"""The rollout: one loop for users' tasks, benchmarks, served requests and training."""

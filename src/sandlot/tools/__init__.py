@@ -1,0 +1,1 @@
+"""The three tools, one a file: schema beside behaviour."""
