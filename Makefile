@@ -1,0 +1,43 @@
+# Each recipe does its own set-up; nothing needs to be typed before.
+.POSIX:
+.SUFFIXES:
+
+PYTHON = python3
+BIN = .venv/bin
+
+# Needs no image, no network beyond the package index and no minutes.
+FAST = not slow and not local_model and not sandbox and not network
+
+.PHONY: help demo test check bench clean setup-demo setup-test
+
+help:
+	@echo "make demo   a small real model works in a real sandbox on demo/input"
+	@echo "make test   every test (installs what it needs into .venv)"
+	@echo "make check  format, lint, types and the fast tests"
+	@echo "make bench  measure this machine, against its own floor"
+	@echo "make clean  remove .venv, caches and what the demo wrote"
+
+demo: setup-demo
+	@$(BIN)/python scripts/demo.py
+
+test: setup-test
+	$(BIN)/python -m pytest
+
+check: setup-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "$(FAST)"
+
+bench: setup-test
+	$(BIN)/python bench/run.py
+
+setup-demo:
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh demo
+
+setup-test:
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh test
+
+clean:
+	rm -rf .venv demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

