@@ -21,6 +21,9 @@ MALFORMED_NAME = "malformed_tool_call"
 AS_WRITTEN = "hermes_text"
 """Key in `Message.extra`: a reply's text as the model wrote it, tags and thinking included."""
 
+CONTENT_AS_SENT = "content"
+"""Key in `Message.extra`: content to send back where it differs from the message's text."""
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _THINK, _END_THINK = "<think>", "</think>"
 _NAME = re.compile(r'"name"\s*:\s*"([A-Za-z0-9_.-]{1,64})"')
@@ -113,14 +116,15 @@ def to_text_message(message: Message) -> Message:
     if message.role is not Role.ASSISTANT:
         return message
     if AS_WRITTEN in message.extra:
-        return Message(Role.ASSISTANT, (TextPart(str(message.extra[AS_WRITTEN])),))
-    if not message.tool_calls:
+        text = str(message.extra[AS_WRITTEN])
+    elif message.tool_calls:
+        said = str(message.extra.get(CONTENT_AS_SENT, message.text))
+        blocks = "\n".join(_render_call(call) for call in message.tool_calls)
+        text = f"{said}\n{blocks}" if said else blocks
+    else:
         return message
-    blocks = "\n".join(_render_call(call) for call in message.tool_calls)
-    text = f"{message.text}\n{blocks}" if message.text else blocks
-    return Message(
-        Role.ASSISTANT, (TextPart(text),), reasoning=message.reasoning, extra=message.extra
-    )
+    extra = {key: value for key, value in message.extra.items() if key != CONTENT_AS_SENT}
+    return Message(Role.ASSISTANT, (TextPart(text),), reasoning=message.reasoning, extra=extra)
 
 
 def _schema(tool: ToolSpec) -> Mapping[str, Any]:
