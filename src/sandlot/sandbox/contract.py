@@ -1,0 +1,822 @@
+"""The sandbox contract as checks that any backend can run: ours, and those of plug-ins.
+
+`CHECKS` are small async functions with sentences for names. Each builds its own sandbox from the
+factory it is handed, breaks one promise if it can, and raises `ContractViolation` if it could.
+`run_contract` runs them for `doctor` and plug-in authors; the tests run them one by one.
+
+A check `needs` capabilities that a backend may lack: `shell` (a real bash; all the following
+imply it), `processes` (real processes, pid namespace), `python3` (in the image), `limits`
+(output budgets that bite) and `network` (a network namespace of its own).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sandlot.core.errors import DeathCause, InputError, SandboxDied, SandboxError, SandboxFileError
+from sandlot.sandbox.base import ExecResult, Sandbox
+from sandlot.sandbox.policy import MIB, Limits, Network, NetworkMode, Policy
+
+MakeSandbox = Callable[[Policy], Sandbox | Awaitable[Sandbox]]
+"""Builds an unstarted sandbox that keeps to a policy; may be async."""
+
+CAPABILITIES = frozenset({"shell", "processes", "python3", "limits", "network"})
+_T = TypeVar("_T")
+_CAPTURE = 16 * 1024
+_SAVED = 1 * MIB
+_CANARY = "canary-5d1f7c-of-the-host"
+
+
+class ContractViolation(AssertionError):
+    """A backend broke a promise of `sandbox/base.py`. `python -O` keeps it, unlike an assert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One promise. `run` raises `ContractViolation`, or whatever the backend wrongly raised."""
+
+    name: str
+    needs: frozenset[str]
+    run: Callable[[MakeSandbox], Awaitable[None]]
+    slow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one check found: `problem` is None where the promise was kept, `skipped` says why not
+    tried."""
+
+    name: str
+    problem: str | None
+    skipped: str | None
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Commands run in order in one sandbox, and what the last one must give."""
+
+    name: str
+    commands: tuple[str, ...]
+    stdout: str | None = None
+    exit_code: int | None = 0
+    restarted: bool | None = None
+    needs: tuple[str, ...] = ()
+    stderr_has: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_registered: list[Check] = []
+
+
+def small_policy(**limits: Any) -> Policy:
+    """A policy for checks: little memory, few processes, no network, short deadlines."""
+    base = Limits(
+        memory_bytes=512 * MIB,
+        processes=128,
+        disk_bytes=256 * MIB,
+        open_files=1024,
+        command_timeout_s=20.0,
+        capture_bytes=_CAPTURE,
+        saved_bytes=_SAVED,
+        flood_bytes=1024 * MIB,
+    )
+    return Policy(limits=replace(base, **limits), network=Network(NetworkMode.NONE))
+
+
+@contextlib.asynccontextmanager
+async def opened(make: MakeSandbox, policy: Policy | None = None) -> AsyncIterator[Sandbox]:
+    """A started sandbox that is closed afterwards."""
+    box = await _build(make, policy or small_policy())
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(box.close)
+        await box.start()
+        yield box
+
+
+async def _build(make: MakeSandbox, policy: Policy) -> Sandbox:
+    made = make(policy)
+    return await made if inspect.isawaitable(made) else made
+
+
+def require(kept: object, problem: str) -> None:
+    """Raise `ContractViolation(problem)` unless `kept`."""
+    if not kept:
+        raise ContractViolation(problem)
+
+
+def equal(found: object, expected: object, what: str) -> None:
+    """Raise unless both are equal; the message shows both, shortened."""
+    require(found == expected, f"{what}: expected {expected!r:.300}, found {found!r:.300}")
+
+
+async def within(seconds: float, what: str, work: Awaitable[_T]) -> _T:
+    """Await `work`; taking longer than `seconds` breaks the contract."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        raise ContractViolation(f"{what} took longer than {seconds:g} s") from None
+
+
+async def refused(work: Awaitable[object], *kinds: type[Exception], what: str) -> Exception:
+    """Await `work`, which must raise one of `kinds`; returns what it raised."""
+    try:
+        found = await within(20, what, work)
+    except kinds as exc:
+        return exc
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise ContractViolation(f"{what}: expected {expected}, got {found!r:.200}")
+
+
+async def alive(box: Sandbox) -> None:
+    """The shell answers with nothing but what it was asked for."""
+    result = await within(15, "a command after the check", box.exec("echo alive", 10))
+    equal((result.exit_code, result.stdout), (0, "alive\n"), "the shell afterwards")
+
+
+async def stdout_of(box: Sandbox, command: str, timeout_s: float = 20) -> str:
+    """The output of a command that must succeed."""
+    result = await box.exec(command, timeout_s)
+    require(
+        result.exit_code == 0 and not result.timed_out, f"{command!r:.120} gave {result!r:.600}"
+    )
+    return result.stdout
+
+
+def _check(
+    name: str, *needs: str, slow: bool = False
+) -> Callable[[Callable[[MakeSandbox], Awaitable[None]]], Callable[[MakeSandbox], Awaitable[None]]]:
+    def register(
+        run: Callable[[MakeSandbox], Awaitable[None]],
+    ) -> Callable[[MakeSandbox], Awaitable[None]]:
+        _registered.append(Check(name, _with_shell(needs), run, slow))
+        return run
+
+    return register
+
+
+def _boxed(
+    name: str, *needs: str, slow: bool = False, **limits: Any
+) -> Callable[
+    [Callable[[Sandbox], Coroutine[Any, Any, None]]],
+    Callable[[Sandbox], Coroutine[Any, Any, None]],
+]:
+    """Register a check of one started sandbox under `small_policy(**limits)`."""
+
+    def register(
+        run: Callable[[Sandbox], Coroutine[Any, Any, None]],
+    ) -> Callable[[Sandbox], Coroutine[Any, Any, None]]:
+        async def in_a_sandbox(make: MakeSandbox) -> None:
+            async with opened(make, small_policy(**limits)) as box:
+                await run(box)
+
+        _registered.append(Check(name, _with_shell(needs), in_a_sandbox, slow))
+        return run
+
+    return register
+
+
+def _with_shell(needs: Iterable[str]) -> frozenset[str]:
+    given = frozenset(needs)
+    return given | {"shell"} if given else given
+
+
+async def run_contract(
+    make: MakeSandbox, capabilities: Iterable[str] = CAPABILITIES, *, slow: bool = True
+) -> list[Outcome]:
+    """Run every check that the capabilities allow, one after the other."""
+    have = frozenset(capabilities)
+    return [await _outcome(check, make, have, slow) for check in CHECKS]
+
+
+async def _outcome(check: Check, make: MakeSandbox, have: frozenset[str], slow: bool) -> Outcome:
+    lacking = sorted(check.needs - have)
+    if lacking or (check.slow and not slow):
+        return Outcome(check.name, None, f"needs {', '.join(lacking)}" if lacking else "slow", 0.0)
+    start = time.monotonic()
+    try:
+        await check.run(make)
+        problem = None
+    except (AssertionError, SandboxError, InputError, OSError, ValueError, TypeError) as exc:
+        problem = f"{type(exc).__name__}: {exc}"
+    return Outcome(check.name, problem, None, time.monotonic() - start)
+
+
+# --- The shell: what one command gives, and what the next one finds -------------------------------
+
+SCRIPTS: tuple[Script, ...] = (
+    Script("a command's output and status come back", ("echo hello",), "hello\n"),
+    Script("the working directory starts at the policy's", ("pwd",), "/testbed\n"),
+    Script("the working directory survives", ("cd /tmp", "pwd"), "/tmp\n"),
+    Script("plain variables survive", ("x='a b'", 'echo "$x"'), "a b\n"),
+    Script("exported variables survive", ("export X=7", "bash -c 'echo $X'"), "7\n"),
+    Script("arrays survive", ("a=(1 'two words' 3)", 'echo "${#a[@]} ${a[1]}"'), "3 two words\n"),
+    Script("maps survive", ("declare -A m; m[k]=v", 'echo "${m[k]}"'), "v\n"),
+    Script("functions survive", ("greet() { echo hi $1; }", "greet you"), "hi you\n"),
+    Script("aliases survive", ("shopt -s expand_aliases; alias hi='echo hey'", "hi"), "hey\n"),
+    Script("set options survive", ("set -o pipefail", "false | true; echo $?"), "1\n"),
+    Script("shopt options survive", ("shopt -s nullglob", "echo /no-such-*"), "\n"),
+    Script("the umask survives", ("umask 027", "umask"), "0027\n"),
+    Script("traps of the user's survive", ("trap 'echo got' USR2", "kill -USR2 $$"), "got\n"),
+    Script("a background job is listed later", ("sleep 20 &", "jobs | grep -c sleep"), "1\n"),
+    Script("a background job is waited for later", ("(exit 5) &", "wait $!; echo $?"), "5\n"),
+    Script("a background job is killed later", ("sleep 50 &", "kill %1; wait %1; echo $?"),
+           "143\n"),
+    Script("status 0 comes back", ("true",), "", 0),
+    Script("status 1 comes back", ("false",), "", 1),
+    Script("status 42 of a child comes back", ("bash -c 'exit 42'",), "", 42),
+    Script("a command that does not exist gives 127", ("no-such-command-1",), "", 127),
+    Script("a file that cannot be executed gives 126", ("touch f; ./f",), "", 126),
+    Script("death by TERM gives 143", ("bash -c 'kill -TERM $$'",), "", 143),
+    Script("death by KILL gives 137", ("bash -c 'kill -KILL $$'",), "", 137),
+    Script("death by SEGV gives 139", ("bash -c 'kill -SEGV $$'",), "", 139),
+    Script("exit 3 gives 3 and a new shell", ("exit 3",), "", 3, restarted=True),
+    Script("exit keeps what was printed", ("echo bye; exit 0",), "bye\n", 0, restarted=True),
+    Script("a replaced shell starts where the command began", ("cd /tmp", "cd /; exit 3", "pwd"),
+           "/tmp\n"),
+    Script("exec false ends the shell with 1", ("exec false",), "", 1, restarted=True),
+    Script("a shell under set -e ends with the failure", ("set -e; false",), "", 1),
+    Script("an exit in a subshell leaves the shell", ("(exit 9)",), "", 9, restarted=False),
+    Script("a syntax error is a failure with a message", ("if then fi (",), "", 2, False,
+           stderr_has="syntax error"),
+    Script("an unterminated quote is a failure", ("echo 'abc",), "", 2,
+           stderr_has="unexpected EOF"),
+    Script("a closing brace alone is a failure", ("}",), "", 2, stderr_has="syntax error"),
+    Script("a closing parenthesis alone is a failure", (") ; echo out",), "", 2),
+    Script("an unterminated here-document ends with the command", ("cat <<EOF\nhi",), "hi\n"),
+    Script("a here-document keeps its text", ("cat <<'EOF'\na $x `b` \"c\"\nEOF",),
+           'a $x `b` "c"\n'),
+    Script("several lines are one command", ("for i in 1 2\ndo\n  echo $i\ndone\necho end\n",),
+           "1\n2\nend\n"),
+    Script("a comment alone succeeds silently", ("# nothing",), ""),
+    Script("a comment in the last line changes nothing", ("echo a # b",), "a\n"),
+    Script("an empty command succeeds silently", ("",), ""),
+    Script("a command of blanks succeeds silently", (" \n\t\n",), ""),
+    Script("a trailing backslash does not wait for more", ("echo hi \\",), "hi\n"),
+    Script("a final ampersand does not wait", ("sleep 20 &",), ""),
+    Script("output without a final newline stays so", ("printf abc",), "abc"),
+    Script("carriage returns are kept", ("printf 'a\\r\\nb\\r\\n'",), "a\r\nb\r\n"),
+    Script("NUL bytes are kept", ("printf 'a\\0b'",), "a\0b"),
+    Script("invalid UTF-8 is replaced", ("printf 'a\\377b'",), "a\ufffdb"),
+    Script("other scripts are kept", ("echo 'żółć 漢字 🙂'",), "żółć 漢字 🙂\n"),
+    Script("standard output and error are apart", ("echo out; echo err >&2",), "out\n",
+           stderr_has="err"),
+    Script("closing the shell's output does not wedge it", ("exec 1>&- 2>&-", "echo x"),
+           None, None),
+    Script("redirecting the shell's output ends with the command or is kept",
+           ("exec >/dev/null", "true"), None),
+    Script("stdin is at its end for read", ("read x; echo $?",), "1\n"),
+    Script("stdin is at its end for cat", ("cat; echo end",), "end\n"),
+    Script("stdin is /dev/null", ("readlink /proc/self/fd/0",), "/dev/null\n",
+           needs=("processes",)),
+    Script("stdin is at its end for Python's input", ("python3 -c 'input()' 2>&1 | tail -n1",),
+           "EOFError: EOF when reading a line\n", needs=("python3",)),
+    Script("there is no terminal", ("test -t 0 || test -t 1 || test -t 2 || echo none",), "none\n"),
+    Script("/dev/tty cannot be opened", ("(: </dev/tty) 2>/dev/null && echo tty || echo none",),
+           "none\n", needs=("processes",)),
+    Script("a prompt on the terminal fails at once",
+           ("read -r secret </dev/tty 2>/dev/null || echo refused",), "refused\n",
+           needs=("processes",)),
+    Script("pagers are off", ("echo $PAGER $GIT_PAGER $MANPAGER",), "cat cat cat\n"),
+    Script("a pager passes text through", ("seq 500 | ${PAGER:-less} | tail -n1",), "500\n"),
+    Script("less does not wait for a key",
+           ("if command -v less >/dev/null; then seq 500 | less | tail -n1; else echo 500; fi",),
+           "500\n"),
+    Script("a log of git's does not wait for a key",
+           ("command -v git >/dev/null || { echo done; exit 0; }; git init -q . 2>/dev/null; "
+            "git log >/dev/null 2>&1; echo done",), "done\n"),
+    Script("git does not ask for a password",
+           ("command -v git >/dev/null || { echo 0; exit 0; }; echo $GIT_TERMINAL_PROMPT",), "0\n"),
+    Script("sleep inside the timeout is not a timeout", ("sleep 0.3; echo up",), "up\n"),
+    Script("PATH finds the usual tools", ("command -v ls >/dev/null && echo yes",), "yes\n"),
+    Script("HOME is root's", ("echo $HOME; cd; pwd",), "/root\n/root\n"),
+    Script("the user is 0 inside", ("id -u",), "0\n", needs=("processes",)),
+    Script("the locale reads UTF-8", ("x=漢字; echo ${#x}",), "2\n"),
+    Script("variables of the policy are set", ("echo $FROM_POLICY",), "a b\n",
+           environment={"FROM_POLICY": "a b"}),
+    Script("commands with quotes of every kind pass unchanged",
+           ("echo \"a'b\" 'c\"d' e\\ f $'g\\th'",), "a'b c\"d e f g\th\n"),
+    Script("an assignment of IFS does not break the shell", ("IFS=x", "echo axb"), "axb\n"),
+    Script("a function named like a builtin does not break the shell",
+           ("eval() { :; }; printf() { :; }; read() { :; }; echo set", "unset -f eval printf read",
+            "echo back"), "back\n"),
+    Script("set -u and set -x do not break the shell", ("set -u; set -x", "echo on"), "on\n"),
+    Script("set -n does not wedge the shell", ("set -n", "echo off"), None, None),
+    Script("an emptied PATH does not break the shell", ("PATH=", "echo still"), "still\n"),
+    Script("a removed working directory does not break the shell",
+           ("mkdir d; cd d; rmdir ../d", "cd /; pwd"), "/\n"),
+    Script("a thousand background jobs that ended do not break the shell",
+           ("for i in {1..300}; do true & done; wait", "echo ok"), "ok\n"),
+)  # fmt: skip
+
+
+def _script_check(script: Script) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        policy = replace(small_policy(), environment=script.environment)
+        async with opened(make, policy) as box:
+            await _run_script(box, script)
+
+    return Check(script.name, _with_shell(("shell", *script.needs)), run)
+
+
+async def _run_script(box: Sandbox, script: Script) -> None:
+    for command in script.commands[:-1]:
+        await within(25, repr(command), box.exec(command, 15))
+    last = script.commands[-1]
+    result = await within(25, repr(last), box.exec(last, 15))
+    require(not result.timed_out, f"{last!r} ran into its timeout: {result!r:.400}")
+    if script.stdout is not None:
+        equal(result.stdout, script.stdout, f"output of {last!r} (stderr {result.stderr!r:.200})")
+    if script.exit_code is not None:
+        equal(result.exit_code, script.exit_code, f"exit code of {last!r}")
+    if script.restarted is not None:
+        equal(result.shell_restarted, script.restarted, f"shell_restarted of {last!r}")
+    require(script.stderr_has in result.stderr, f"no {script.stderr_has!r} in {result.stderr!r}")
+    if script.restarted or script.exit_code is not None:
+        again = await within(15, "the next command", box.exec("true", 10))
+        require(not again.timed_out, f"the shell is wedged after {last!r}")
+
+
+_registered.extend(_script_check(script) for script in SCRIPTS)
+
+
+@_boxed("a shell that kills itself is replaced", "shell")
+async def _(box: Sandbox) -> None:
+    result = await within(15, "kill -9 $$", box.exec("echo last; kill -9 $$; sleep 30", 10))
+    require(result.exit_code in (None, 137), f"exit code of kill -9 $$: {result.exit_code}")
+    require(result.shell_restarted, "shell_restarted is not set after kill -9 $$")
+    equal(result.stdout, "last\n", "output before the shell's death")
+    await alive(box)
+
+
+@_boxed("a command of one megabyte runs", "shell")
+async def _(box: Sandbox) -> None:
+    text = "x" * 1_000_000
+    equal((await box.exec(f"v={text}; echo ${{#v}}")).stdout, "1000000\n", "length of the variable")
+    await alive(box)
+
+
+@_boxed("a here-document of one megabyte arrives whole", "shell")
+async def _(box: Sandbox) -> None:
+    text = "0123456789abcde\n" * 65536
+    found = await stdout_of(box, f"sha256sum <<'END'\n{text}END\n")
+    require(found.startswith(hashlib.sha256(text.encode()).hexdigest()), f"another sum: {found}")
+
+
+@_boxed("a NUL byte in a command does not wedge the shell", "shell")
+async def _(box: Sandbox) -> None:
+    with contextlib.suppress(SandboxError, ValueError):
+        await within(15, "a command with a NUL byte", box.exec("echo a\0b", 5))
+    await alive(box)
+
+
+@_boxed("half a character in a command does not wedge the shell", "shell")
+async def _(box: Sandbox) -> None:
+    with contextlib.suppress(SandboxError):
+        await within(15, "a command with a lone surrogate", box.exec("echo a\ud800b", 5))
+    await alive(box)
+
+
+@_boxed("byte counts are of the whole streams", "shell")
+async def _(box: Sandbox) -> None:
+    result = await box.exec("printf 'a\\377\\0c'; printf xyz >&2")
+    equal((result.stdout_bytes, result.stderr_bytes), (4, 3), "byte counts")
+    require(not result.truncated, "a short output is marked as truncated")
+
+
+@_boxed("the duration is that of the command", "shell")
+async def _(box: Sandbox) -> None:
+    result = await box.exec("sleep 0.3")
+    require(0.25 <= result.duration_s < 5, f"sleep 0.3 is said to take {result.duration_s} s")
+
+
+@_boxed("many commands in a row keep their outputs apart", "shell")
+async def _(box: Sandbox) -> None:
+    for number in range(100):
+        result = await box.exec(f"echo {number}; echo e{number} >&2")
+        equal((result.stdout, result.stderr), (f"{number}\n", f"e{number}\n"), "output")
+
+
+@_boxed("a command ends although its child holds the output", "processes")
+async def _(box: Sandbox) -> None:
+    result = await within(8, "a command with a background child", box.exec("sleep 15 & echo done"))
+    equal(result.stdout, "done\n", "output")
+    require(result.duration_s < 5, f"the command took {result.duration_s:.1f} s")
+
+
+@_boxed("late output of a background child is dropped", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec("(sleep 0.4; echo LATE; echo LATE >&2) & echo now")
+    result = await box.exec("sleep 0.9; echo next")
+    equal((result.stdout, result.stderr), ("next\n", ""), "output after the late child")
+
+
+@_boxed("a background child that prints for ever does not disturb", "processes")
+async def _(box: Sandbox) -> None:
+    await within(10, "yes in the background", box.exec("yes & echo $! > pid"))
+    for number in range(5):
+        equal((await box.exec(f"echo {number}", 10)).stdout, f"{number}\n", "output")
+    await box.exec("kill $(cat pid)")
+
+
+# --- Output ---------------------------------------------------------------------------------------
+
+
+async def _prints(box: Sandbox, size: int, *, stream: int = 1) -> ExecResult:
+    """Print `size` bytes that start with HEAD and end with TAIL."""
+    fill = f"head -c {size - 8} /dev/zero | tr '\\0' x"
+    return await box.exec(f"{{ printf HEAD; {fill}; printf TAIL; }} >&{stream}")
+
+
+@_boxed("output one byte below the bound is whole", "shell")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, _CAPTURE - 1)
+    equal((result.truncated, len(result.stdout)), (False, _CAPTURE - 1), "truncated and length")
+
+
+@_boxed("output exactly at the bound is whole", "shell")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, _CAPTURE)
+    equal((result.truncated, len(result.stdout)), (False, _CAPTURE), "truncated and length")
+
+
+@_boxed("output one byte above the bound is marked and saved", "shell")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, _CAPTURE + 1)
+    equal((result.truncated, result.stdout_bytes), (True, _CAPTURE + 1), "truncated and bytes")
+    require(result.stdout_file, "no stdout_file is named")
+
+
+@_boxed("long output keeps its start, its end and a bounded length", "shell")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, 300_000)
+    require(result.stdout.startswith("HEADxxx"), f"start: {result.stdout[:40]!r}")
+    require(result.stdout.endswith("xxxTAIL"), f"end: {result.stdout[-40:]!r}")
+    require(len(result.stdout) < _CAPTURE + 500, f"{len(result.stdout)} characters were kept")
+    equal(result.stdout_bytes, 300_000, "stdout_bytes")
+
+
+@_boxed("the whole of a long output lies in the named file", "shell")
+async def _(box: Sandbox) -> None:
+    result = await box.exec("seq 100000")
+    expected = "".join(f"{number}\n" for number in range(1, 100_001)).encode()
+    require(result.stdout_file, "no stdout_file is named")
+    found = await box.read_file(result.stdout_file or "")
+    require(found == expected, f"saved {len(found)} of {len(expected)} bytes or others")
+    equal(
+        await stdout_of(box, f"wc -c < {result.stdout_file}"), f"{len(expected)}\n", "size inside"
+    )
+
+
+@_boxed("the whole of a long error output lies in the named file", "shell")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, 200_000, stream=2)
+    require(result.truncated and result.stderr_file, f"not saved: {result.truncated=}")
+    found = await box.read_file(result.stderr_file or "")
+    equal((len(found), found[:4], found[-4:]), (200_000, b"HEAD", b"TAIL"), "saved stderr")
+    equal((result.stdout, result.stdout_file), ("", None), "standard output")
+
+
+@_boxed("saved files of later commands are files of their own", "shell")
+async def _(box: Sandbox) -> None:
+    first = (await box.exec("yes a | head -c 100000")).stdout_file
+    second = (await box.exec("yes b | head -c 100000")).stdout_file
+    require(first and second and first != second, f"saved in {first!r} and {second!r}")
+    equal((await box.read_file(first or ""))[:2], b"a\n", "the first file afterwards")
+
+
+@_boxed("the saved file is bounded", "limits")
+async def _(box: Sandbox) -> None:
+    result = await _prints(box, 3 * _SAVED)
+    equal(result.stdout_bytes, 3 * _SAVED, "stdout_bytes")
+    size = (await box.stat(result.stdout_file or "/missing")).size_bytes
+    require(0 < size <= _SAVED + 4096, f"{size} bytes were saved, {_SAVED} are allowed")
+
+
+@_boxed("output that never ends stops at the timeout with flat host memory", "limits",
+        flood_bytes=1 << 40)  # fmt: skip
+async def _(box: Sandbox) -> None:
+    async with _watched_memory() as grown:
+        result = await within(8, "yes", box.exec("yes", 1.5))
+    require(result.timed_out, f"yes did not time out: {result.exit_code=}")
+    require(result.stdout.startswith("y\ny\n"), f"start: {result.stdout[:20]!r}")
+    require(grown() < 64 * MIB, f"the harness grew by {grown() // MIB} MiB")
+    await alive(box)
+
+
+@_boxed("a flood is stopped at its budget", "limits", flood_bytes=4 * MIB)
+async def _(box: Sandbox) -> None:
+    result = await within(15, "a flood", box.exec("yes; echo after", 12))
+    require(result.flooded and not result.timed_out, f"{result.flooded=} {result.timed_out=}")
+    require("after" not in result.stdout, "the rest of the command line ran after the flood")
+    await alive(box)
+
+
+@_boxed("a flood of errors is stopped at its budget", "limits", flood_bytes=4 * MIB)
+async def _(box: Sandbox) -> None:
+    result = await within(15, "a flood", box.exec("while :; do printf '%8000s' x; done >&2", 12))
+    require(result.flooded, f"the flood was not stopped: {result.stderr_bytes} bytes")
+    await alive(box)
+
+
+@contextlib.asynccontextmanager
+async def _watched_memory() -> AsyncIterator[Callable[[], int]]:
+    """How many bytes this process grew by at most, sampled while the block runs."""
+    start, peak = _resident(), 0
+
+    async def sample() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, _resident())
+            await asyncio.sleep(0.05)
+
+    task = asyncio.create_task(sample())
+    try:
+        yield lambda: max(0, peak - start)
+    finally:
+        task.cancel()
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+# --- Timeouts, queues and ends --------------------------------------------------------------------
+
+STUBBORN: tuple[tuple[str, str], ...] = (
+    ("a sleep", "sleep 60"),
+    ("a busy loop of the shell's", "while :; do :; done"),
+    ("a loop of short commands", "while :; do sleep 0.01; done"),
+    ("a pipeline", "sleep 60 | sleep 60 | cat"),
+    ("a busy subshell", "(while :; do :; done)"),
+    ("a loop inside eval", "eval 'until false; do :; done'"),
+    ("a busy function", "spin() { while :; do :; done; }; spin"),
+    ("a wait for a job", "sleep 60 & wait"),
+    ("a read of a FIFO that nobody writes", "mkfifo p; cat p"),
+    ("a read by the shell of a FIFO", "mkfifo q; exec 7<>q; read -u 7 x"),
+    ("a child that ignores signals",
+     "bash -c \"trap '' TERM INT HUP USR1; while :; do sleep 1; done\""),
+    ("a subshell that ignores signals", "(trap '' TERM INT HUP USR1; while :; do :; done)"),
+    ("a shell that ignores signals", "trap '' TERM INT HUP; while :; do :; done"),
+    ("a shell that ignores every signal it can",
+     "trap '' TERM INT HUP QUIT USR1 USR2 ALRM PIPE CHLD CONT; while :; do :; done"),
+    ("a shell whose traps start over", "trap 'while :; do :; done' USR1 TERM INT; sleep 60"),
+    ("a shell that stopped itself", "kill -STOP $$"),
+    ("a stopped child", "sleep 60 & kill -STOP $!; wait $!"),
+    ("a long loop over braces",
+     "for i in {1..1000}; do for j in {1..1000}; do :; done; sleep 1; done"),
+)  # fmt: skip
+
+
+def _timeout_check(what: str, command: str) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        async with opened(make) as box:
+            start = time.monotonic()
+            result = await within(12, f"a timeout of 0.7 s of {command!r}", box.exec(command, 0.7))
+            took = time.monotonic() - start
+            require(result.timed_out, f"{command!r} did not time out: {result!r:.300}")
+            require(0.6 <= took < 3.7, f"a timeout of 0.7 s took {took:.1f} s")
+            await alive(box)
+
+    return Check(f"{what} ends at its timeout and the shell answers", _with_shell(("shell",)), run)
+
+
+_registered.extend(_timeout_check(what, command) for what, command in STUBBORN)
+
+
+def _state_check(what: str, command: str) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        async with opened(make) as box:
+            await box.exec("cd /tmp; plain=1; export SHARED=2; f() { echo three; }; a=(4 5)")
+            require((await box.exec(command, 0.6)).timed_out, "no timeout")
+            found = await stdout_of(box, 'pwd; echo $plain $SHARED; f; echo "${a[1]}"')
+            equal(found, "/tmp\n1 2\nthree\n5\n", "directory, variables, function, array")
+
+    return Check(f"a timeout of {what} keeps the shell's state", _with_shell(("shell",)), run)
+
+
+_registered.extend(
+    _state_check(*row)
+    for row in (
+        ("a sleep", "sleep 60"),
+        ("a busy loop", "while :; do :; done"),
+        ("a pipeline", "sleep 60 | cat"),
+        ("a child that ignores signals", "bash -c \"trap '' TERM INT; sleep 60; sleep 60\""),
+    )
+)
+
+
+@_boxed("a timeout keeps what was printed and drops the rest of the line", "shell")
+async def _(box: Sandbox) -> None:
+    result = await box.exec("echo before; echo warn >&2; sleep 60; echo after | tee after", 0.6)
+    equal((result.timed_out, result.stdout, result.stderr), (True, "before\n", "warn\n"), "result")
+    await asyncio.sleep(0.3)
+    await refused(box.stat("after"), SandboxFileError, what="the rest of the line, which ran")
+
+
+async def _grows(box: Sandbox, path: str) -> bool:
+    """Whether a heartbeat file inside still grows."""
+    before = (await box.stat(path)).size_bytes
+    await asyncio.sleep(0.5)
+    return (await box.stat(path)).size_bytes > before
+
+
+_BEAT = "while :; do echo x >> {path}; sleep 0.05; done"
+
+
+@_boxed("a timeout ends daemons that the command forked twice", "processes")
+async def _(box: Sandbox) -> None:
+    beat = _BEAT.format(path="/testbed/beat")
+    daemon = f"( setsid bash -c \"trap '' TERM HUP INT; {beat}\" >/dev/null 2>&1 & ) ; sleep 60"
+    require((await box.exec(daemon, 1.0)).timed_out, "no timeout")
+    require((await box.stat("/testbed/beat")).size_bytes > 0, "the daemon never ran")
+    require(not await _grows(box, "/testbed/beat"), "the daemon outlived the timeout")
+
+
+@_boxed("a timeout ends a job that the command put into the background", "processes")
+async def _(box: Sandbox) -> None:
+    beat = _BEAT.format(path="/testbed/beat")
+    require((await box.exec(f"{beat} & sleep 60", 1.0)).timed_out, "no timeout")
+    require(not await _grows(box, "/testbed/beat"), "the job outlived the timeout of its command")
+
+
+@_boxed("a timeout ends children that fork faster than they are looked at", "processes")
+async def _(box: Sandbox) -> None:
+    relay = "relay() { echo x >> /testbed/beat; sleep 0.02; relay & disown; }; relay; sleep 60"
+    require((await box.exec(relay, 1.0)).timed_out, "no timeout")
+    require(not await _grows(box, "/testbed/beat"), "a relay of children outlived the timeout")
+
+
+@_boxed("a timeout spares a background job of an earlier command", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec(_BEAT.format(path="/testbed/early") + " &")
+    require((await box.exec("sleep 60", 0.6)).timed_out, "no timeout")
+    require(await _grows(box, "/testbed/early"), "the earlier job ended with the timeout")
+    await box.exec("kill %1")
+
+
+@_boxed("a timeout spares a daemon of an earlier command", "processes")
+async def _(box: Sandbox) -> None:
+    beat = _BEAT.format(path="/testbed/early")
+    await box.exec(f"( setsid bash -c '{beat}' >/dev/null 2>&1 & )")
+    require((await box.exec("while :; do :; done", 0.6)).timed_out, "no timeout")
+    require(await _grows(box, "/testbed/early"), "the earlier daemon ended with the timeout")
+
+
+@_boxed("the policy's timeout holds where none is given", "shell", command_timeout_s=0.6)
+async def _(box: Sandbox) -> None:
+    require((await within(8, "sleep", box.exec("sleep 60"))).timed_out, "no timeout")
+
+
+@_boxed("concurrent commands run one after the other in the order of the calls", "shell")
+async def _(box: Sandbox) -> None:
+    calls = [f"echo start{n} >> order; sleep 0.05; echo end{n} >> order" for n in range(10)]
+    results = await asyncio.gather(*(box.exec(call) for call in calls))
+    require(all(result.exit_code == 0 for result in results), "a queued command failed")
+    expected = "".join(f"start{n}\nend{n}\n" for n in range(10))
+    equal((await box.read_file("order")).decode(), expected, "order of ten commands")
+
+
+@_boxed("waiting in the queue is not working time", "shell")
+async def _(box: Sandbox) -> None:
+    first, second = await asyncio.gather(box.exec("sleep 1.2"), box.exec("echo second", 1.0))
+    require(not first.timed_out and not second.timed_out, "the queue counted as working time")
+    require(second.duration_s < 0.9, f"echo is said to take {second.duration_s:.1f} s")
+
+
+@_boxed("file operations do not wait for a running command", "shell")
+async def _(box: Sandbox) -> None:
+    running = asyncio.create_task(box.exec("sleep 3"))
+    await asyncio.sleep(0.2)
+    await within(2, "write_file", box.write_file("beside", b"x"))
+    equal(await within(2, "read_file", box.read_file("beside")), b"x", "the file")
+    require(not running.done(), "the command ended too early")
+    await running
+
+
+@_boxed("a cancelled call stops its command and leaves the sandbox usable", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec("kept=7")
+    running = asyncio.create_task(box.exec(_BEAT.format(path="/testbed/beat"), 60))
+    await asyncio.sleep(0.5)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await within(6, "the cancelled call", running)
+    equal((await box.exec("echo $kept", 10)).stdout, "7\n", "the shell after a cancelled call")
+    require(not await _grows(box, "/testbed/beat"), "the cancelled command still runs")
+
+
+@_boxed("a call cancelled in the queue never runs", "shell")
+async def _(box: Sandbox) -> None:
+    first = asyncio.create_task(box.exec("sleep 0.5"))
+    second = asyncio.create_task(box.exec("echo ran > ran"))
+    await asyncio.sleep(0.2)
+    second.cancel()
+    await first
+    await alive(box)
+    await refused(box.stat("ran"), SandboxFileError, what="the file of a cancelled call")
+
+
+@_check("calls after close say that the sandbox is closed")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        await box.close()
+        for work in (box.exec("true"), box.read_file("x"), box.write_file("x", b"")):
+            died = await refused(work, SandboxDied, what="a call after close")
+            equal(getattr(died, "cause", None), DeathCause.CLOSED, "cause")
+
+
+@_check("closing twice does nothing")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        await box.close()
+        await within(2, "the second close", box.close())
+
+
+@_check("closing a sandbox that never started does nothing")
+async def _(make: MakeSandbox) -> None:
+    box = await _build(make, small_policy())
+    await within(5, "close", box.close())
+
+
+@_check("closing during a command ends it at once", "processes")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        running = asyncio.create_task(box.exec("while :; do :; done", 60))
+        waiting = asyncio.create_task(box.exec("echo queued", 60))
+        await asyncio.sleep(0.3)
+        await within(5, "close during a command", box.close())
+        for task in (running, waiting):
+            await refused(within(3, "the call", task), SandboxDied, what="a call at the close")
+
+
+@_check("a sandbox works as a context manager")
+async def _(make: MakeSandbox) -> None:
+    async with await _build(make, small_policy()) as box:
+        await box.write_file("a", b"1")
+    await refused(box.read_file("a"), SandboxDied, what="a read after the block")
+
+
+@_check("fifty sandboxes start at once and answer", "shell", slow=True)
+async def _(make: MakeSandbox) -> None:
+    async def one(number: int) -> str:
+        async with opened(make) as box:
+            return (await box.exec(f"echo {number}", 60)).stdout
+
+    found = await within(120, "fifty starts", asyncio.gather(*(one(n) for n in range(50))))
+    equal(found, [f"{number}\n" for number in range(50)], "answers")
+
+
+@_check("two sandboxes do not see each other's files")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as one, opened(make) as other:
+        await one.write_file("/tmp/mine", b"1")
+        await refused(other.read_file("/tmp/mine"), SandboxFileError, what="a neighbour's file")
+
+
+@_boxed("each promise of the policy says how it is kept")
+async def _(box: Sandbox) -> None:
+    for line in box.enforcement:
+        require(line.promise and line.means, f"an empty line: {line!r}")
+        require(line.holds == (line.means != "none"), f"means and holds disagree: {line!r}")
+
+
+async def _survives_or_dies(box: Sandbox, command: str) -> None:
+    """After an attack the sandbox either answers or is typed as dead, promptly."""
+    try:
+        await within(12, repr(command), box.exec(command, 3))
+        await alive(box)
+    except SandboxDied as died:
+        require(died.cause is not DeathCause.CLOSED, "an attack is reported as our own close")
+
+
+def _attack_check(what: str, command: str) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        async with opened(make) as box:
+            await _survives_or_dies(box, command)
+
+    return Check(f"{what} ends in an answer or in a typed death", _with_shell(("processes",)), run)
+
+
+_registered.extend(
+    _attack_check(*row)
+    for row in (
+        ("killing every process inside", "kill -9 -1"),
+        ("killing pid 1", "kill -9 1; kill -TERM 1; sleep 0.3"),
+        ("stopping every process inside", "kill -STOP -1"),
+        ("killing the shell's parent", "kill -9 $PPID; sleep 0.3"),
+    )
+)
+
+
+CHECKS: tuple[Check, ...] = tuple(_registered)
