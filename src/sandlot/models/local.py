@@ -7,10 +7,12 @@ grammar holds the reply to exactly one call in the Hermes form, for every model 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import re
 import secrets
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,10 +223,7 @@ def _release(key: _EngineKey) -> None:
 
 def _start_server(key: _EngineKey) -> Any:
     check_gguf(key.path)
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise MissingExtra("the model 'local'", "local") from error
+    xllamacpp = _import_engine()
     try:
         return xllamacpp.Server(_server_parameters(xllamacpp.CommonParams(), key))
     except RuntimeError as error:
@@ -232,6 +231,31 @@ def _start_server(key: _EngineKey) -> Any:
             f"llama.cpp could not load {key.path} with a context of {key.context_tokens} tokens: "
             f"{error} The file may be damaged or of a kind that this llama.cpp does not know."
         ) from error
+
+
+def _import_engine() -> Any:
+    _load_openmp_beside_python()
+    try:
+        import xllamacpp
+    except ModuleNotFoundError as error:
+        raise MissingExtra("the model 'local'", "local") from error
+    except ImportError as error:
+        raise ConfigError(
+            f"xllamacpp is installed but cannot be loaded: {error}. "
+            "On Debian or Ubuntu: apt-get install libgomp1 libstdc++6"
+        ) from error
+    return xllamacpp
+
+
+def _load_openmp_beside_python() -> None:
+    """The engine's wheel counts on the system's OpenMP, which a bare Debian does not have.
+
+    scripts/setup.sh puts one into the virtual environment where it may not install packages;
+    once it is loaded, the loader takes it by its name for whoever asks.
+    """
+    library = Path(sys.prefix) / "lib" / "libgomp.so.1"
+    if library.exists():
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 def _server_parameters(parameters: Any, key: _EngineKey) -> Any:
