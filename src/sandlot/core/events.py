@@ -194,13 +194,13 @@ def decode_event(record: Mapping[str, Any]) -> Event | None:
     return event
 
 
-def fold(events: Iterable[Event]) -> Trajectory:
-    """Build the trajectory that the events tell.
+def fold(events: Iterable[Event], start: Trajectory | None = None) -> Trajectory:
+    """Build the trajectory that the events tell, on top of `start` where one goes on.
 
     Raises:
-        RecordError: the events do not begin with `RolloutStarted`.
+        RecordError: without `start`, the events do not begin with `RolloutStarted`.
     """
-    trajectory: Trajectory | None = None
+    trajectory = start
     for event in events:
         if isinstance(event, RolloutStarted):
             trajectory = _begin(event)

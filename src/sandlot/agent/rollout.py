@@ -1,0 +1,605 @@
+"""The rollout: one loop for users' tasks, benchmark items, served requests and training.
+
+It knows a model, a sandbox and tools only by their contracts, and whoever watches only as a
+sink of events. Messages are only ever appended, so that a server's prefix cache always hits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import anyio
+
+from sandlot.agent.budget import Budget, billed_tokens
+from sandlot.agent.calls import (
+    NOT_RUN,
+    carry_out,
+    raw_arguments,
+    same_observation,
+    sendable,
+)
+from sandlot.agent.control import Control
+from sandlot.agent.prompts import Profile, first_messages, load_profile
+from sandlot.core.codec import to_json
+from sandlot.core.errors import (
+    ContextOverflow,
+    InputError,
+    ModelError,
+    SandboxDied,
+    SandboxError,
+    SandboxFileError,
+)
+from sandlot.core.events import (
+    LIVE_ONLY,
+    EgressSeen,
+    Event,
+    EventSink,
+    FilesCollected,
+    MessageAdded,
+    ModelCalled,
+    ModelDelta,
+    ReplyReceived,
+    RolloutContinued,
+    RolloutStarted,
+    RolloutStopped,
+    SandboxStarted,
+    ToolFinished,
+    ToolStarted,
+    fold,
+)
+from sandlot.core.types import (
+    CollectedFile,
+    Message,
+    Role,
+    SkippedFile,
+    StopReason,
+    Task,
+    TextPart,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+from sandlot.models.base import Completion, Model, OnDelta, Sampling, ToolSpec
+from sandlot.sandbox.base import Sandbox
+from sandlot.tools import default_tools
+from sandlot.tools.base import Observation, Tool, ToolContext
+
+_SHELTER_S = 15.0  # how long a cancelled rollout may take to bring its files out
+_ANSWER_BYTES = 4 * 1024 * 1024
+_NO_CALL = (
+    "Your reply called no tool, so nothing happened. Go on with a tool call; when the answer is "
+    "in place, call submit."
+)
+_CUT = "Your reply was cut off at its length limit. Be brief, and go on with a tool call."
+_FILES_GONE = (
+    "(The computer is a fresh one: files, packages and processes from before are gone, except "
+    "the given input files{kept}.)"
+)
+
+
+def ignore(event: Event, /) -> None:
+    """The sink of a rollout that nobody watches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    reason: StopReason
+    detail: str = ""
+
+
+async def run_rollout(
+    task: Task,
+    *,
+    model: Model,
+    sandbox: Sandbox | None = None,
+    tools: Sequence[Tool] | None = None,
+    client_tools: Sequence[ToolSpec] = (),
+    profile: Profile | None = None,
+    budget: Budget | None = None,
+    sampling: Sampling | None = None,
+    sink: EventSink = ignore,
+    control: Control | None = None,
+    output_dir: Path | None = None,
+    history: Trajectory | None = None,
+    continuation: Sequence[Message] = (),
+    replay: bool = False,
+    keep_state: Path | None = None,
+    restore_state: Path | None = None,
+    stream: bool = False,
+    rollout_id: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trajectory:
+    """Let a model work on a task until exactly one stop reason holds, and return the record.
+
+    Args:
+        sandbox: not yet started; the rollout starts and closes it. None: the model answers from
+            its head in one reply.
+        client_tools: tools that the caller carries out: a call of one ends the rollout.
+        output_dir: host folder for the declared outputs, collected whatever the stop reason.
+        history: a recorded trajectory that goes on, with the `continuation` messages, or, with
+            `replay`, from where it was interrupted after its commands were run again.
+        keep_state, restore_state: host files for the sandbox's state after and before.
+
+    Raises:
+        SandboxUnavailable, PolicyNotEnforceable: before anything was done.
+        InputError: the task's input files cannot be uploaded.
+        asyncio.CancelledError: after everything was collected, recorded and closed.
+    """
+    profile = profile or load_profile("llm" if sandbox is None else "general")
+    offered = () if sandbox is None else default_tools() if tools is None else tuple(tools)
+    rollout = _Rollout(
+        task=task,
+        model=model,
+        sandbox=sandbox,
+        tools={tool.spec.name: tool for tool in offered},
+        client_tools=tuple(client_tools),
+        profile=profile,
+        budget=budget or Budget(max_turns=profile.max_turns),
+        sampling=_sampling(sampling, profile),
+        sink=sink,
+        control=control or Control(),
+        output_dir=output_dir,
+        history=history,
+        continuation=tuple(continuation),
+        replay=replay,
+        keep_state=keep_state,
+        restore_state=restore_state,
+        stream=stream,
+        rollout_id=rollout_id or uuid.uuid4().hex[:12],
+        metadata=metadata or {},
+        clock=clock,
+    )
+    return await rollout.play()
+
+
+def _sampling(sampling: Sampling | None, profile: Profile) -> Sampling:
+    """The caller's settings; the profile fills in what the caller left open."""
+    given = sampling or Sampling()
+    return replace(
+        given,
+        temperature=profile.temperature if given.temperature is None else given.temperature,
+        reply_tokens=profile.reply_tokens if given.reply_tokens is None else given.reply_tokens,
+    )
+
+
+@dataclass(slots=True)
+class _Rollout:
+    task: Task
+    model: Model
+    sandbox: Sandbox | None
+    tools: Mapping[str, Tool]
+    client_tools: tuple[ToolSpec, ...]
+    profile: Profile
+    budget: Budget
+    sampling: Sampling
+    sink: EventSink
+    control: Control
+    output_dir: Path | None
+    history: Trajectory | None
+    continuation: tuple[Message, ...]
+    replay: bool
+    keep_state: Path | None
+    restore_state: Path | None
+    stream: bool
+    rollout_id: str
+    metadata: Mapping[str, Any]
+    clock: Callable[[], float]
+    events: list[Event] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    turns: int = 0  # index of the next turn
+    turns_used: int = 0
+    tokens_used: int = 0
+    reminded: int = 0
+    waited_s: float = 0.0
+    started: float = 0.0
+    last_text: str = ""
+    stop: _Stop | None = None
+    collected: bool = False
+
+    async def play(self) -> Trajectory:
+        self.started = self.clock()
+        self._adopt_history()
+        async with AsyncExitStack() as stack:
+            try:
+                await self._finish(await self._work(stack))
+            except asyncio.CancelledError:
+                with anyio.move_on_after(_SHELTER_S, shield=True):
+                    await self._finish(_Stop(StopReason.CANCELLED, "cancelled from outside"))
+                self._say_stopped()
+                raise
+        return fold(self.events, self.history)
+
+    async def _work(self, stack: AsyncExitStack) -> _Stop:
+        if self.history is None:
+            mode = "llm" if self.sandbox is None else "sandbox"
+            self._emit(
+                RolloutStarted(self.rollout_id, self.task, mode, self.model.name, self.metadata)  # type: ignore[arg-type]
+            )
+        try:
+            if self.sandbox is not None:
+                await self._start_sandbox(self.sandbox, stack)
+            pending = await self._open_conversation()
+            return await self._converse(pending)
+        except SandboxDied as exc:
+            return _Stop(StopReason.SANDBOX_DIED, str(exc))
+
+    # The loop.
+
+    async def _converse(self, pending: Turn | None) -> _Stop:
+        """Turns until something ends the rollout; `pending` is a turn not wholly answered yet."""
+        if pending is not None and (stop := await self._settle(pending)):
+            return stop
+        while True:
+            if stop := await self._between_steps() or self._over_budget():
+                return stop
+            for text in self.control.take_messages():
+                self._emit(MessageAdded(Message.user(text), "control"))
+            try:
+                turn = await self._ask()
+            except ContextOverflow as exc:
+                return _Stop(StopReason.CONTEXT_FULL, str(exc))
+            except ModelError as exc:
+                return _Stop(StopReason.MODEL_ERROR, str(exc))
+            if stop := await self._settle(turn) or self._spend(turn):
+                return stop
+
+    async def _ask(self) -> Turn:
+        """One reply, recorded as a turn."""
+        index = self.turns
+        self._emit(ModelCalled(index))
+        specs = (*(tool.spec for tool in self.tools.values()), *self.client_tools)
+        began = self.clock()
+        completion = await self.model.complete(
+            self.messages, specs, self.sampling, self._on_delta(index)
+        )
+        took = self.clock() - began
+        self.waited_s += completion.waiting_s
+        turn = _turn(index, completion, max(took - completion.waiting_s, 0.0))
+        self.turns += 1
+        self.turns_used += 1
+        self._emit(ReplyReceived(turn))
+        return turn
+
+    async def _settle(self, turn: Turn) -> _Stop | None:
+        """Answer every call of a reply that has no answer yet, in order, or remind."""
+        if not turn.reply.tool_calls:
+            return self._answered(turn) or self._remind(turn)
+        self.reminded = 0
+        theirs = {spec.name for spec in self.client_tools}
+        calls = [call for call in turn.reply.tool_calls if call.name not in theirs]
+        submitted, stop = _is_submitted(turn), None
+        for number, call in enumerate(calls):
+            if number < len(turn.tool_results):
+                continue
+            stop = stop or await self._between_steps()
+            why = "already submitted" if submitted else stop.reason.value if stop else None
+            observation = await self._answer(turn, call, why, last=number == len(calls) - 1)
+            submitted = submitted or observation.submitted
+        if submitted:
+            return _Stop(StopReason.SUBMITTED)
+        if len(calls) < len(turn.reply.tool_calls):
+            return _Stop(StopReason.CLIENT_TOOL_CALL)
+        return stop
+
+    async def _answer(
+        self, turn: Turn, call: ToolCall, why_not: str | None, *, last: bool
+    ) -> Observation:
+        self._emit(ToolStarted(turn.index, call))
+        began = self.clock()
+        if why_not is not None:
+            observation = Observation.of(f"{NOT_RUN}{why_not}", ok=False)
+        else:
+            observation = await self._carry_out(turn.reply, call)
+        parts = observation.parts
+        if last and not observation.submitted and why_not is None:
+            parts = (*parts, TextPart(f"\n{self._turns_left()}"))
+        message = Message.tool(call.id, *parts)
+        took = self.clock() - began
+        result = ToolResult(call, message, observation.ok, took, observation.command)
+        self._emit(ToolFinished(turn.index, result))
+        self._report_egress(turn.index)
+        return observation
+
+    async def _carry_out(self, reply: Message, call: ToolCall) -> Observation:
+        assert self.sandbox is not None
+        context = ToolContext(
+            self.sandbox, self.profile.observation_chars, self.model.sees_images
+        )
+        return await carry_out(call, raw_arguments(reply, call), self.tools, context)
+
+    def _answered(self, turn: Turn) -> _Stop | None:
+        """A reply without a call is the answer where no tools are or in a conversation."""
+        cut = turn.finish_reason == "length"
+        self.last_text = turn.reply.text
+        if self.sandbox is None:
+            return _Stop(StopReason.ANSWERED, "the reply was cut off at its limit" if cut else "")
+        if self.profile.conversation and turn.reply.text.strip() and not cut:
+            return _Stop(StopReason.ANSWERED)
+        return None
+
+    def _remind(self, turn: Turn) -> _Stop | None:
+        if self.reminded >= self.budget.reminders:
+            detail = f"{self.reminded + 1} replies in a row called no tool"
+            return _Stop(StopReason.NO_TOOL_CALL, detail)
+        self.reminded += 1
+        text = _CUT if turn.finish_reason == "length" else _NO_CALL
+        self._emit(MessageAdded(Message.user(f"{text} {self._turns_left()}"), "reminder"))
+        return None
+
+    def _turns_left(self) -> str:
+        return f"[turns left: {max(self.budget.max_turns - self.turns_used, 0)}]"
+
+    # What ends it.
+
+    async def _between_steps(self) -> _Stop | None:
+        if self.control.paused:
+            began = self.clock()
+            await self.control.wait_while_paused()
+            self.waited_s += self.clock() - began
+        if self.control.stop_reason is not None:
+            return _Stop(StopReason.CANCELLED, self.control.stop_reason)
+        limit = self.budget.time_limit_s
+        worked = self.clock() - self.started - self.waited_s
+        if limit is not None and worked >= limit:
+            return _Stop(StopReason.TIME_LIMIT, f"{worked:.0f} s of work; the limit is {limit:g} s")
+        return None
+
+    def _over_budget(self) -> _Stop | None:
+        if self.turns_used >= self.budget.max_turns:
+            return _Stop(StopReason.MAX_TURNS, f"{self.turns_used} turns")
+        limit = self.budget.max_tokens
+        if limit is not None and self.tokens_used >= limit:
+            detail = f"{self.tokens_used:,} tokens used; the limit is {limit:,}"
+            return _Stop(StopReason.TOKEN_BUDGET, detail)
+        return None
+
+    def _spend(self, turn: Turn) -> _Stop | None:
+        """Count a turn's tokens; None unless the context is full or the count is not known."""
+        billed = billed_tokens(turn.usage)
+        if billed is None and self.budget.max_tokens is not None:
+            return _Stop(
+                StopReason.TOKEN_BUDGET,
+                f"turn {turn.index}: the server reports no token counts, so a limit of "
+                f"{self.budget.max_tokens:,} tokens cannot be kept; run without it",
+            )
+        self.tokens_used += billed or 0
+        holds = self.profile.context_tokens
+        if holds is None or billed is None or billed < holds:
+            return None
+        return _Stop(
+            StopReason.CONTEXT_FULL,
+            f"turn {turn.index}: prompt {turn.usage.prompt_tokens or 0:,} + reply "
+            f"{turn.usage.completion_tokens or 0:,} = {billed:,} tokens; "
+            f"the profile {self.profile.name!r} holds {holds:,}",
+        )
+
+    # Before the first turn.
+
+    def _adopt_history(self) -> None:
+        if self.history is None:
+            return
+        self.messages.extend(self.history.messages)
+        self.turns = len(self.history.turns)
+
+    async def _start_sandbox(self, sandbox: Sandbox, stack: AsyncExitStack) -> None:
+        began = self.clock()
+        await stack.enter_async_context(sandbox)
+        enforcement = tuple(to_json(item) for item in sandbox.enforcement)
+        self._emit(SandboxStarted(sandbox.backend, self.clock() - began, enforcement))
+        if self.restore_state is not None:
+            await sandbox.load_state(self.restore_state)
+        await _lay_out(sandbox, self.profile, self.restore_state is None)
+        await _upload_inputs(sandbox, self.task, self.profile.input_dir)
+        if self._earlier_outputs():
+            assert self.output_dir is not None
+            await sandbox.upload(self.output_dir, self.profile.output_dir)
+
+    def _earlier_outputs(self) -> bool:
+        """Whether this goes on in a fresh sandbox from outputs that were collected before."""
+        fresh = self.history is not None and not self.replay and self.restore_state is None
+        folder = self.output_dir
+        return fresh and folder is not None and folder.is_dir() and any(folder.iterdir())
+
+    async def _open_conversation(self) -> Turn | None:
+        """Bring the messages to where the next turn begins; returns a turn left half answered."""
+        if self.history is None:
+            self._add_prompts()
+            return None
+        if self.replay:
+            return await self._run_again(self.history)
+        self._emit(RolloutContinued("continue"))
+        self._close_open_calls(self.history)
+        self._add_continuation()
+        return None
+
+    def _add_prompts(self) -> None:
+        for message in first_messages(self.profile, self.task):
+            self._emit(MessageAdded(message, "prompt"))
+
+    def _close_open_calls(self, history: Trajectory) -> None:
+        """A call that nobody answered would make every later request invalid."""
+        answered = {message.tool_call_id for message in (*history.messages, *self.continuation)}
+        for turn in history.turns[-1:]:
+            for call in turn.reply.tool_calls:
+                if call.id not in answered:
+                    message = Message.tool(call.id, TextPart(f"{NOT_RUN}interrupted"))
+                    self._emit(ToolFinished(turn.index, ToolResult(call, message, False, 0.0)))
+
+    def _add_continuation(self) -> None:
+        fresh = self.sandbox is not None and self.restore_state is None
+        notice = _FILES_GONE.format(kept=" and your output files" if self._earlier_outputs() else "")
+        for message in self.continuation:
+            if fresh and message.role is Role.USER:
+                message = replace(message, parts=(TextPart(notice + "\n\n"), *message.parts))
+                fresh = False
+            self._emit(MessageAdded(message, "continuation"))
+
+    async def _run_again(self, history: Trajectory) -> Turn | None:
+        """Repeat the recorded commands; go on if they tell the same, else start over."""
+        difference = await self._difference(history)
+        if difference is not None:
+            self._emit(RolloutContinued("restart", difference))
+            self.messages.clear()
+            self.turns = 0
+            self._add_prompts()
+            return None
+        self._emit(RolloutContinued("resume", f"{len(history.turns)} turns repeated"))
+        self.turns_used = len(history.turns)
+        self.tokens_used = sum(billed_tokens(turn.usage) or 0 for turn in history.turns)
+        self.waited_s -= history.duration_s or 0.0
+        last = history.turns[-1]
+        self.reminded = _trailing_reminders(history)
+        return last if history.messages[-1].role in (Role.ASSISTANT, Role.TOOL) else None
+
+    async def _difference(self, history: Trajectory) -> str | None:
+        """The first recorded observation that does not come again, in words."""
+        if not history.turns:
+            return "no reply was recorded"
+        for turn in history.turns:
+            for result in turn.tool_results:
+                if result.message.text.startswith(NOT_RUN):
+                    continue
+                again = await self._carry_out(turn.reply, result.call)
+                if not same_observation(result, again):
+                    return f"turn {turn.index}: {result.call.name} gave something else"
+        return None
+
+    # After the last turn.
+
+    async def _finish(self, stop: _Stop) -> None:
+        """Bring the outputs out and say why it ended. May be called again after a cancellation."""
+        self.stop = self.stop or stop
+        if not self.collected:
+            self._emit_files(*await self._collect())
+        if self.keep_state is not None and self.sandbox is not None:
+            try:
+                await self.sandbox.save_state(self.keep_state)
+            except SandboxError as exc:
+                self.stop = replace(
+                    self.stop, detail=f"{self.stop.detail} (state not kept: {exc})".strip()
+                )
+        self._say_stopped()
+
+    def _emit_files(
+        self, files: list[CollectedFile], skipped: list[SkippedFile], answer: str | None
+    ) -> None:
+        self.collected = True
+        self._emit(FilesCollected(tuple(files), tuple(skipped), answer))
+
+    async def _collect(self) -> tuple[list[CollectedFile], list[SkippedFile], str | None]:
+        if self.sandbox is None:
+            return [], [], self.last_text or None
+        paths = (self.profile.output_dir, self.profile.answer_file)
+        answer = self.last_text if self.profile.conversation else None
+        try:
+            answer = await _read_answer(self.sandbox, self.profile.answer_file) or answer or None
+            if self.output_dir is None:
+                return [], [], answer
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            inside = PurePosixPath(paths[1]).is_relative_to(paths[0])
+            files, skipped = await self.sandbox.collect(
+                paths[:1] if inside else paths, self.output_dir
+            )
+        except SandboxError as exc:
+            return [], [SkippedFile(paths[0], str(exc))], answer
+        return files, skipped, answer
+
+    def _say_stopped(self) -> None:
+        if self.stop is None or any(isinstance(event, RolloutStopped) for event in self.events):
+            return
+        self._emit(RolloutStopped(self.stop.reason, self.stop.detail, self.clock() - self.started))
+
+    # Telling.
+
+    def _emit(self, event: Event) -> None:
+        match event:
+            case MessageAdded(message):
+                self.messages.append(message)
+            case ReplyReceived(turn):
+                self.messages.append(turn.reply)
+            case ToolFinished(_, result):
+                self.messages.append(result.message)
+            case _:
+                pass
+        if not isinstance(event, LIVE_ONLY):
+            self.events.append(event)
+        self.sink(event)
+
+    def _report_egress(self, turn: int) -> None:
+        if self.sandbox is not None:
+            for record in self.sandbox.egress():
+                self._emit(EgressSeen(replace(record, turn=turn)))
+
+    def _on_delta(self, turn: int) -> OnDelta | None:
+        if not self.stream:
+            return None
+        return lambda text, reasoning: self._emit(ModelDelta(turn, text, reasoning))
+
+
+def _turn(index: int, completion: Completion, model_s: float) -> Turn:
+    return Turn(
+        index=index,
+        reply=sendable(completion.message, index),
+        usage=completion.usage,
+        finish_reason=completion.finish_reason,
+        model_s=model_s,
+        waiting_s=completion.waiting_s,
+        tokens=completion.tokens,
+    )
+
+
+def _is_submitted(turn: Turn) -> bool:
+    return any(result.ok and result.call.name == "submit" for result in turn.tool_results)
+
+
+def _trailing_reminders(history: Trajectory) -> int:
+    """How many reminders in a row end the record."""
+    count = 0
+    for turn in reversed(history.turns):
+        if turn.reply.tool_calls:
+            break
+        count += 1
+    return count - (1 if count and history.messages[-1].role is Role.ASSISTANT else 0)
+
+
+async def _lay_out(sandbox: Sandbox, profile: Profile, enter: bool) -> None:
+    """Make the profile's folders; a restored shell stays in the directory where it was."""
+    folders = dict.fromkeys((profile.working_dir, profile.input_dir, profile.output_dir))
+    command = "mkdir -p -- " + " ".join(_quoted(folder) for folder in folders)
+    if enter:
+        command += f" && cd -- {_quoted(profile.working_dir)}"
+    result = await sandbox.exec(command)
+    if result.exit_code != 0:
+        raise SandboxError(f"the folders {', '.join(folders)} could not be made: {result.stderr}")
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "'\\''") + "'"
+
+
+async def _upload_inputs(sandbox: Sandbox, task: Task, input_dir: str) -> None:
+    if task.input_dir is not None:
+        await sandbox.upload(Path(task.input_dir), input_dir)
+    for name, data in task.input_files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise InputError(f"task {task.id}: input file {name!r} must lie inside the input folder")
+        await sandbox.write_file(f"{input_dir}/{path}", data)
+
+
+async def _read_answer(sandbox: Sandbox, path: str) -> str | None:
+    try:
+        data = await sandbox.read_file(path, limit_bytes=_ANSWER_BYTES)
+    except SandboxFileError:
+        return None
+    return data.decode("utf-8", "replace")
