@@ -168,7 +168,9 @@ class _Connection:
         while await self._reader.read(65536):
             pass
 
-    async def send(self, answer: Answer, *, wants_stream: bool) -> bool:
+    async def send(
+        self, answer: Mapping[str, Any] | Status | Stream | Dropped, *, wants_stream: bool
+    ) -> bool:
         """Send an answer; False when the connection must not go on."""
         if isinstance(answer, Stream):
             return await self._send_stream(answer)

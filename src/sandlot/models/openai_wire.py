@@ -438,7 +438,7 @@ def dump_text(function: Mapping[str, Any]) -> str:
 def merge_details(held: list[Any], news: Iterable[Any]) -> None:
     """Join pieces of `reasoning_details` that continue the last item (same type and index)."""
     for item in news:
-        last = held[-1] if held else None
+        last: Any = held[-1] if held else None
         if not _continues(last, item):
             held.append(dict(item) if isinstance(item, Mapping) else item)
             continue
