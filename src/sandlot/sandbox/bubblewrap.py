@@ -1,0 +1,666 @@
+"""The default backend: bubblewrap, an overlay over a shared image, a bash driven by the host.
+
+A sandbox is four processes: bubblewrap outside, `sh` as process 1 inside, bash, and what bash runs.
+Everything that is shared between sandboxes of one harness is in `host.BubblewrapHost`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import tarfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+from sandlot.core.errors import (
+    DeathCause,
+    PolicyNotEnforceable,
+    SandboxDied,
+    SandboxFileError,
+    SandboxUnavailable,
+)
+from sandlot.core.types import CollectedFile, EgressRecord, SkippedFile
+from sandlot.sandbox.base import (
+    ExecResult,
+    FileInfo,
+    SandboxStats,
+    absolute,
+    base_environment,
+)
+from sandlot.sandbox.cgroups import Cgroup
+from sandlot.sandbox.files import SandboxFiles
+from sandlot.sandbox.host import BubblewrapHost, _ticks
+from sandlot.sandbox.launch import Channel, LauncherReply
+from sandlot.sandbox.output import OutputStream
+from sandlot.sandbox.policy import Enforcement, Limits, NetworkMode, Policy
+from sandlot.sandbox.processes import ProcessTree
+from sandlot.sandbox.seccomp import build_filter
+from sandlot.sandbox.shell import CONTROL_DIR, Shell
+
+T = TypeVar("T")
+_START_S = 30.0
+_STATE_NAME = "sandlot-state.json"
+_OUTPUT_DIR = "/tmp/.sandlot"
+_WATCHDOG_S = 0.25
+# What root needs to install packages and drop to other users; nothing that reaches the machine.
+_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_MKNOD",
+    "CAP_AUDIT_WRITE",
+    "CAP_SETFCAP",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RootFilesystem:
+    """What a sandbox's root is made of.
+
+    `lowers` are folders below `/`, the lowest first. `overlays` are host folders that get an
+    overlay of their own (image `host`); `hidden` are paths inside such a folder that must not show.
+    """
+
+    name: str
+    lowers: tuple[Path, ...]
+    overlays: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+
+
+class Egress(Protocol):
+    """What the backend needs of the egress proxy."""
+
+    async def start(self) -> None: ...
+
+    def drain_records(self) -> list[EgressRecord]: ...
+
+    async def close(self) -> None: ...
+
+
+MakeEgress = Callable[[socket.socket], Egress]
+
+
+class BubblewrapSandbox:
+    """See `sandbox.base` for the contract.
+
+    Isolated: processes, files, network, ids, System V objects, host name. Not isolated: the kernel
+    itself, CPU caches, time, and what the policy mounts.
+    """
+
+    backend = "bubblewrap"
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        host: Callable[[], Awaitable[BubblewrapHost]],
+        release: Callable[[], Awaitable[None]],
+        root: Callable[[BubblewrapHost], Awaitable[RootFilesystem]],
+        make_egress: MakeEgress | None,
+        environment: Mapping[str, str] | None = None,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self.policy = policy
+        self._get_host = host
+        self._release_host = release
+        self._get_root = root
+        self._make_egress = make_egress
+        self._environment = environment or {}
+        self._spool_dir = spool_dir
+        self._queue = asyncio.Lock()
+        self._host: BubblewrapHost | None = None
+        self._inner: _Inner | None = None
+        self._death: SandboxDied | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._calls = 0
+        self._old_records: list[EgressRecord] = []
+
+    @property
+    def enforcement(self) -> tuple[Enforcement, ...]:
+        return () if self._inner is None else self._inner.enforcement
+
+    async def start(self) -> None:
+        self._host = await self._get_host()
+        try:
+            await self._start_inner(None)
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
+
+    async def exec(self, command: str, timeout_s: float | None = None) -> ExecResult:
+        async with self._queue:
+            inner = self._alive()
+            self._calls += 1
+            number = self._calls
+            started = time.monotonic()
+            limit = timeout_s or self.policy.limits.command_timeout_s
+            try:
+                run = await inner.run(command, limit)
+            except SandboxDied as exc:
+                raise await self._die(exc) from exc
+            took = time.monotonic() - started
+            files = [
+                await self._save_whole(stream, f"{number:04d}.{name}")
+                for stream, name in ((run.stdout, "stdout"), (run.stderr, "stderr"))
+            ]
+            result = ExecResult(
+                exit_code=run.exit_code,
+                stdout=run.stdout.text(),
+                stderr=run.stderr.text(),
+                duration_s=took,
+                timed_out=run.timed_out,
+                flooded=run.flooded,
+                truncated=run.stdout.truncated or run.stderr.truncated,
+                stdout_bytes=run.stdout.total,
+                stderr_bytes=run.stderr.total,
+                stdout_file=files[0],
+                stderr_file=files[1],
+                shell_restarted=run.shell_restarted,
+            )
+            run.stdout.release()
+            run.stderr.release()
+            return result
+
+    async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+        return await self._file_op(lambda files: files.read(self._absolute(path), limit_bytes))
+
+    async def write_file(self, path: str, data: bytes, *, exclusive: bool = False) -> None:
+        await self._file_op(lambda files: files.write(self._absolute(path), data, exclusive))
+
+    async def stat(self, path: str) -> FileInfo:
+        return await self._file_op(lambda files: files.stat(self._absolute(path)))
+
+    async def list_dir(self, path: str) -> list[FileInfo]:
+        return await self._file_op(lambda files: files.list_dir(self._absolute(path)))
+
+    async def upload(self, source: Path, target: str) -> int:
+        return await self._file_op(lambda files: files.upload(source, self._absolute(target)))
+
+    async def collect(
+        self, paths: Sequence[str], into: Path
+    ) -> tuple[list[CollectedFile], list[SkippedFile]]:
+        limits = self.policy.limits
+        return await self._file_op(
+            lambda files: files.collect(
+                [self._absolute(path) for path in paths],
+                into,
+                max_bytes=limits.collect_bytes,
+                max_files=limits.collect_files,
+            )
+        )
+
+    async def save_state(self, target: Path) -> None:
+        exports = await self.exec("export -p")
+        where = await self.exec("pwd -P")
+        async with self._queue:
+            inner, host = self._alive(), self._host
+            assert host is not None
+            state = {"working_dir": where.stdout.rstrip("\n"), "exports": exports.stdout}
+            await inner.save(host, target, state)
+
+    async def load_state(self, source: Path) -> None:
+        """The upper layer cannot change under a mounted overlay: the inside is started anew."""
+        with tarfile.open(source) as tar:
+            member = tar.extractfile(_STATE_NAME)
+            if member is None:
+                raise SandboxFileError(str(source), "is not a kept sandbox")
+            state = json.load(member)
+        async with self._queue:
+            await self._alive().stop()
+            await self._start_inner(source)
+        await self.exec(f"{state['exports']}\ncd -- {shlex.quote(state['working_dir'])}")
+
+    def egress(self) -> list[EgressRecord]:
+        records, self._old_records = self._old_records, []
+        return records + ([] if self._inner is None else self._inner.drain_egress())
+
+    async def stats(self) -> SandboxStats:
+        inner = self._alive()
+        group = inner.cgroup
+        tree = inner.tree
+        if group is None:
+            return SandboxStats(processes=len(tree.pids()) if tree else None)
+        return SandboxStats(
+            memory_peak_bytes=group.memory_peak_bytes(),
+            cpu_s=group.cpu_s(),
+            processes=group.processes(),
+            disk_bytes=inner.disk_bytes(),
+        )
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    async def _start_inner(self, restore: Path | None) -> None:
+        host = self._host
+        assert host is not None
+        root = await self._get_root(host)
+        environment = {**base_environment(self.policy), **self._environment}
+        spool = self._spool_dir or host.lease_dir
+        inner = _Inner(host, self.policy, root, environment, self._make_egress, spool)
+        self._inner = inner
+        await inner.start(restore)
+        self._death = None
+
+    async def _close(self) -> None:
+        if self._death is None:
+            self._death = SandboxDied(DeathCause.CLOSED, "it was closed")
+        if self._inner is not None:
+            self._old_records += self._inner.drain_egress()
+            await self._inner.stop()
+        if self._host is not None:
+            self._host = None
+            await self._release_host()
+
+    async def _die(self, death: SandboxDied) -> SandboxDied:
+        """Remember the first cause, and make sure that nothing inside runs on."""
+        if self._death is None:
+            self._death = death
+            if self._inner is not None:
+                await self._inner.stop()
+        return self._death
+
+    def _alive(self) -> _Inner:
+        if self._death is not None:
+            raise self._death
+        if self._inner is None:
+            raise SandboxDied(DeathCause.CLOSED, "it was not started")
+        return self._inner
+
+    async def _file_op(self, work: Callable[[SandboxFiles], Awaitable[T]]) -> T:
+        inner = self._alive()
+        try:
+            return await work(inner.files)
+        except (LauncherReply, SandboxUnavailable) as exc:
+            raise self._death or SandboxDied(DeathCause.KILLED, str(exc)) from exc
+
+    def _absolute(self, path: str) -> str:
+        return absolute(path, self.policy.working_dir)
+
+    async def _save_whole(self, stream: OutputStream, name: str) -> str | None:
+        """Put a stream that was cut into a file inside; a full disk inside costs only that file."""
+        if stream.spool is None:
+            return None
+        path = f"{_OUTPUT_DIR}/{name}"
+        stream.spool.flush()
+        try:
+            await self._alive().files.write_from(path, stream.spool.fileno())
+        except (SandboxFileError, LauncherReply):
+            return None
+        return path
+
+
+class _Inner:
+    """One life of the computer: from the launcher's start to the last process gone."""
+
+    def __init__(
+        self,
+        host: BubblewrapHost,
+        policy: Policy,
+        root: RootFilesystem,
+        environment: Mapping[str, str],
+        make_egress: MakeEgress | None,
+        spool_dir: Path,
+    ) -> None:
+        self._host = host
+        self._policy = policy
+        self._root = root
+        self._environment = environment
+        self._make_egress = make_egress
+        self._spool_dir = spool_dir
+        self._name, self._folder = host.new_folder()
+        self._control = self._folder / "control"
+        self._control.mkdir(mode=0o755)
+        self._died: asyncio.Future[SandboxDied] = asyncio.get_running_loop().create_future()
+        self._fds: dict[str, int] = {}
+        self._shell: Shell | None = None
+        self._egress: Egress | None = None
+        self._oom_seen = 0
+        self._stopped = False
+        self.tree: ProcessTree | None = None
+        self.cgroup: Cgroup | None = None
+        self.enforcement: tuple[Enforcement, ...] = ()
+        self.files = SandboxFiles(self._open_files)
+
+    async def start(self, restore: Path | None) -> None:
+        limits = self._policy.limits
+        self._make_cgroup(limits)
+        self.enforcement = _enforcement(self._policy, self.cgroup, self._host)
+        _refuse_unenforced(self._policy, self.enforcement)
+        await self._launch(restore)
+        shell = self._shell
+        assert shell is not None
+        await shell.begin("/")
+        root = os.open(f"/proc/{self._fds['init_pid']}/root", os.O_PATH | os.O_CLOEXEC)
+        self._fds["root"] = root
+        self.tree = ProcessTree(root)
+        shell.watch(self.tree)
+        await shell.change_dir(self._policy.working_dir)
+
+    async def run(self, command: str, timeout_s: float) -> Any:
+        shell = self._shell
+        assert shell is not None
+        watchdog = None
+        if self._policy.limits.memory_bytes and not _has(self.cgroup, "memory"):
+            watchdog = asyncio.ensure_future(self._watch_memory(self._policy.limits.memory_bytes))
+        try:
+            return await shell.run(command, timeout_s)
+        finally:
+            if watchdog is not None:
+                watchdog.cancel()
+
+    async def save(self, host: BubblewrapHost, target: Path, state: Mapping[str, str]) -> None:
+        """One tar: the state as its first member, then what GNU tar makes of the upper layers."""
+        data = json.dumps(state).encode()
+        info = tarfile.TarInfo(_STATE_NAME)
+        info.size = len(data)
+        partial = target.with_name(target.name + ".partial")
+        out = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.write(out, info.tobuf() + data + bytes(-len(data) % 512))
+            words = ["tar", "-c", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
+            words += ["--exclude=*/work", f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
+            disk = Path(f"/proc/self/fd/{self._fds['disk']}")
+            status, complaint = await host.launcher.run_mapped(
+                words, disk, stdin=null, stdout=out, userns=self._fds["userns"]
+            )
+        finally:
+            os.close(out)
+            os.close(null)
+        if status != 0:
+            partial.unlink(missing_ok=True)
+            raise SandboxFileError(str(target), f"the sandbox was not kept: {complaint[-300:]}")
+        partial.replace(target)
+
+    def drain_egress(self) -> list[EgressRecord]:
+        return [] if self._egress is None else self._egress.drain_records()
+
+    def disk_bytes(self) -> int | None:
+        fd = self._fds.get("disk")
+        if fd is None:
+            return None
+        status = os.fstatvfs(fd)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+    async def stop(self) -> None:
+        """Kill by the first process, wait until it is gone, and remove every trace."""
+        if self._stopped:
+            return
+        self._stopped = True
+        loop = asyncio.get_running_loop()
+        if not self._died.done():
+            self._died.set_result(SandboxDied(DeathCause.CLOSED, "it was closed"))
+        pidfd = self._fds.get("init")
+        if pidfd is not None:
+            loop.remove_reader(pidfd)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await _until_readable(pidfd)
+        if self._egress is not None:
+            await self._egress.close()
+        self.files.close()
+        if self._shell is not None:
+            self._shell.close()
+        if self.tree is not None:
+            self.tree.close()
+        for name, fd in self._fds.items():
+            if name != "init_pid":
+                os.close(fd)
+        self._fds = {}
+        if self.cgroup is not None:
+            await self.cgroup.remove()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # --- starting -------------------------------------------------------------------------------
+
+    def _make_cgroup(self, limits: Limits) -> None:
+        if self._host.cgroups is not None:
+            with contextlib.suppress(OSError):
+                self.cgroup = self._host.cgroups.create(self._name, limits)
+
+    async def _launch(self, restore: Path | None) -> None:
+        loop = asyncio.get_running_loop()
+        info_r, info_w = os.pipe()
+        commands_r, commands_w = os.pipe()
+        keeper_r, keeper_w = os.pipe()
+        errors_r, errors_w = os.pipe()
+        filter_fd = _memory_file(build_filter(platform.machine()))
+        handed = [info_w, commands_r, keeper_r, filter_fd, errors_w]
+        if restore is not None:
+            handed.append(os.open(restore, os.O_RDONLY | os.O_CLOEXEC))
+        limits, died = self._policy.limits, self._died
+        self._shell = Shell(self._control, self._spool_dir, commands_w, keeper_w, limits, died)
+        channel = self._host.launcher.request(self._request(restore is not None), handed)
+        for fd in handed:
+            os.close(fd)
+        try:
+            _, fds = await channel.receive(_START_S)
+            self._fds["disk"] = fds[0]
+            if len(fds) > 1 and self._make_egress is not None:
+                self._egress = self._make_egress(socket.socket(fileno=fds[1]))
+                await self._egress.start()
+            pid = await asyncio.wait_for(_child_pid(info_r), _START_S)
+            self._fds["init"] = os.pidfd_open(pid)
+            self._fds["init_pid"] = pid
+            self._fds["userns"] = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            loop.add_reader(self._fds["init"], self._on_init_gone)
+            self._record_init(pid)
+        except (LauncherReply, OSError, ValueError, TimeoutError) as exc:
+            raise _start_failure(exc, errors_r) from exc
+        finally:
+            channel.close()
+            os.close(info_r)
+            self._fds["errors"] = errors_r
+
+    def _request(self, restoring: bool) -> dict[str, Any]:
+        limits = self._policy.limits
+        binds = {"control": str(self._control)}
+        if not self._host.bwrap_is_of_system:
+            binds["bwrap"] = str(Path(self._host.bwrap).parents[2])
+        binds |= {f"lower{n}": str(path) for n, path in enumerate(self._root.lowers)}
+        for n, (_, folders) in enumerate(self._root.overlays.items()):
+            binds |= {f"over{n}-{m}": str(path) for m, path in enumerate(folders)}
+        binds |= {f"mount{n}": mount.source for n, mount in enumerate(self._policy.mounts)}
+        uppers = ["root", *(f"over{n}" for n in range(len(self._root.overlays)))]
+        return {
+            "op": "start",
+            "idmap": asdict(self._host.idmap),
+            "own_user_namespace": not _has(self.cgroup, "pids"),
+            "cgroup_procs": [] if self.cgroup is None else self.cgroup.procs,
+            "binds": binds,
+            "uppers": uppers,
+            "whiteouts": self._whiteouts(),
+            "disk_bytes": limits.disk_bytes,
+            "listen": self._policy.network.mode is not NetworkMode.NONE,
+            "rlimits": _rlimits(limits, self.cgroup),
+            "restore": restoring,
+            "argv": self._argv(),
+        }
+
+    def _whiteouts(self) -> list[str]:
+        return [
+            f"over{n}/upper/{path.removeprefix(top + '/')}"
+            for n, top in enumerate(self._root.overlays)
+            for path in self._root.hidden
+            if path.startswith(top + "/")
+        ]
+
+    def _argv(self) -> list[str]:
+        program = self._host.bwrap
+        if not self._host.bwrap_is_of_system:  # with its libraries beside it, as the wheel has it
+            program = "/".join(("/tmp/bwrap", *Path(program).parts[-3:]))
+        argv = [program, "--unshare-ipc", "--unshare-pid", "--unshare-uts"]
+        argv += ["--unshare-cgroup-try", "--as-pid-1", "--new-session", "--die-with-parent"]
+        argv += ["--hostname", "sandlot", "--clearenv"]
+        for name, value in self._environment.items():
+            argv += ["--setenv", name, value]
+        for n in range(len(self._root.lowers)):
+            argv += ["--overlay-src", f"/tmp/lower{n}"]
+        argv += ["--overlay", "/tmp/disk/root/upper", "/tmp/disk/root/work", "/"]
+        for n, (top, folders) in enumerate(self._root.overlays.items()):
+            for m in range(len(folders)):
+                argv += ["--overlay-src", f"/tmp/over{n}-{m}"]
+            argv += ["--overlay", f"/tmp/disk/over{n}/upper", f"/tmp/disk/over{n}/work", top]
+        argv += ["--proc", "/proc", "--dev", "/dev"]
+        argv += ["--size", str(64 * 1024 * 1024), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        for n, mount in enumerate(self._policy.mounts):
+            argv += ["--bind" if mount.writable else "--ro-bind", f"/tmp/mount{n}", mount.target]
+        argv += ["--ro-bind", "/tmp/control", CONTROL_DIR, "--dir", self._policy.working_dir]
+        argv += ["--cap-drop", "ALL"]
+        for capability in _CAPABILITIES:
+            argv += ["--cap-add", capability]
+        argv += ["--seccomp", "5", "--info-fd", "4", "--chdir", "/"]
+        return [*argv, "--", "/bin/sh", f"{CONTROL_DIR}/keeper"]
+
+    def _record_init(self, pid: int) -> None:
+        record = json.dumps({"pid": pid, "ticks": _ticks(pid)})
+        (self._folder / "init.json").write_text(record)
+
+    # --- living ---------------------------------------------------------------------------------
+
+    def _open_files(self) -> Channel:
+        if "root" not in self._fds:
+            raise SandboxDied(DeathCause.CLOSED, "it was closed")
+        fds = [self._fds["root"], self._fds["userns"]]
+        return self._host.launcher.request({"op": "files"}, fds)
+
+    def _on_init_gone(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fds["init"])
+        if self._died.done():
+            return
+        oom = self.cgroup is not None and self.cgroup.oom_kills() > 0
+        cause = DeathCause.OUT_OF_MEMORY if oom else DeathCause.KILLED
+        detail = "the memory limit was reached" if oom else "its first process ended"
+        self._died.set_result(SandboxDied(cause, detail))
+
+    async def _watch_memory(self, limit: int) -> None:
+        """Best effort where no cgroup counts: kill the largest process above the summed limit."""
+        while self.tree is not None:
+            await asyncio.sleep(_WATCHDOG_S)
+            if self.tree.resident_bytes() > limit:
+                self.tree.kill_largest({1, self._shell.pid if self._shell else 1})
+
+
+def _has(group: Cgroup | None, controller: str) -> bool:
+    return group is not None and group.controls(controller)
+
+
+def _rlimits(limits: Limits, group: Cgroup | None) -> dict[str, int]:
+    values = {"RLIMIT_CORE": 0}
+    if limits.open_files is not None:
+        values["RLIMIT_NOFILE"] = limits.open_files
+    if limits.memory_bytes is not None and not _has(group, "memory"):
+        values["RLIMIT_DATA"] = limits.memory_bytes
+    if limits.processes is not None and not _has(group, "pids"):
+        values["RLIMIT_NPROC"] = limits.processes
+    return values
+
+
+def _enforcement(
+    policy: Policy, group: Cgroup | None, host: BubblewrapHost
+) -> tuple[Enforcement, ...]:
+    limits, version = policy.limits, None if group is None else group.version
+    own = f"cgroup v{version}"
+    rows = [
+        Enforcement("files", "mount namespace, overlay", True),
+        Enforcement("ids", f"user namespace, {host.idmap.count} ids", True, "; ".join(host.notes)),
+        Enforcement("system calls", "seccomp, capabilities, no_new_privs", True),
+        Enforcement("network", f"network namespace, {policy.network.mode.value}", True),
+    ]
+    if limits.memory_bytes is not None:
+        if _has(group, "memory"):
+            rows.append(Enforcement("memory", own, True, "files written inside count too"))
+        else:
+            rows.append(
+                Enforcement(
+                    "memory", "rlimit for each process, watchdog for the sum", True, "best effort"
+                )
+            )
+    if limits.processes is not None:
+        means = own if _has(group, "pids") else "rlimit in its own user namespace"
+        holds = _has(group, "pids") or os.getuid() != 0
+        rows.append(Enforcement("processes", means, holds))
+    if limits.cpus is not None:
+        holds = _has(group, "cpu")
+        rows.append(Enforcement("cpus", own if holds else "none", holds))
+    if limits.disk_bytes is not None:
+        rows.append(Enforcement("disk", "tmpfs of that size", True))
+    rows.append(Enforcement("output", "bounded while read", True))
+    return tuple(rows)
+
+
+def _refuse_unenforced(policy: Policy, rows: Sequence[Enforcement]) -> None:
+    for row in rows:
+        if row.promise in policy.asked and not row.holds:
+            raise PolicyNotEnforceable(
+                f"the limit on {row.promise} was asked for, but this machine cannot enforce it: "
+                "it has no writable cgroup. Leave it out, or run as root"
+            )
+
+
+def _memory_file(data: bytes) -> int:
+    fd = os.memfd_create("sandlot-filter", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+async def _until_readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
+
+
+async def _child_pid(fd: int) -> int:
+    """bubblewrap writes its JSON in pieces: read to the closing brace."""
+    text = b""
+    while b"}" not in text:
+        await _until_readable(fd)
+        data = os.read(fd, 4096)
+        if not data:
+            raise ValueError("bubblewrap ended before the sandbox began")
+        text += data
+    return int(json.loads(text)["child-pid"])
+
+
+def _start_failure(exc: BaseException, errors_fd: int) -> SandboxUnavailable:
+    os.set_blocking(errors_fd, False)
+    said = ""
+    with contextlib.suppress(BlockingIOError):
+        said = os.read(errors_fd, 4096).decode("utf-8", "replace").strip()
+    reason = said or (exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc))
+    return SandboxUnavailable(
+        f"bubblewrap could not start a sandbox: {reason}. `sandlot doctor` names the remedy"
+    )

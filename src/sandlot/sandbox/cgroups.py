@@ -1,0 +1,183 @@
+"""Control groups: hard limits and meters where this machine lets us make groups.
+
+Version 1 as root, and version 2 as root; elsewhere there are none and rlimits stand in.
+Paths and meanings: kernel documentation, cgroup-v1/{memory,pids}.txt and cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sandlot.sandbox.policy import Limits
+
+_PERIOD_US = 100_000
+
+
+@dataclass(slots=True)
+class Cgroup:
+    """The group of one sandbox: one folder in version 2, one for each controller in version 1."""
+
+    version: int
+    folders: dict[str, Path]
+
+    @property
+    def procs(self) -> list[str]:
+        return [str(folder / "cgroup.procs") for folder in dict.fromkeys(self.folders.values())]
+
+    def controls(self, controller: str) -> bool:
+        return controller in self.folders
+
+    def oom_kills(self) -> int:
+        name = "memory.oom_control" if self.version == 1 else "memory.events"
+        return _keyed(self.folders.get("memory"), name, "oom_kill") or 0
+
+    def memory_peak_bytes(self) -> int | None:
+        name = "memory.max_usage_in_bytes" if self.version == 1 else "memory.peak"
+        return _number(self.folders.get("memory"), name)
+
+    def memory_bytes(self) -> int | None:
+        name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        return _number(self.folders.get("memory"), name)
+
+    def cpu_s(self) -> float | None:
+        if self.version == 1:
+            nanoseconds = _number(self.folders.get("cpuacct"), "cpuacct.usage")
+            return None if nanoseconds is None else nanoseconds / 1e9
+        microseconds = _keyed(self.folders.get("cpu"), "cpu.stat", "usage_usec")
+        return None if microseconds is None else microseconds / 1e6
+
+    def processes(self) -> int | None:
+        return _number(self.folders.get("pids"), "pids.current")
+
+    async def remove(self, within_s: float = 5.0) -> bool:
+        """Remove the folders; the kernel refuses for a moment while the last process exits."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        left = list(dict.fromkeys(self.folders.values()))
+        while left:
+            left = [folder for folder in left if not _rmdir(folder)]
+            if left and asyncio.get_running_loop().time() > deadline:
+                return False
+            if left:
+                await asyncio.sleep(0.001)
+        return True
+
+
+@dataclass(slots=True)
+class CgroupRoot:
+    """Where the groups of one harness live: `<root>/sandlot-<lease>` for each controller."""
+
+    version: int
+    tops: dict[str, Path] = field(default_factory=dict)
+
+    def create(self, name: str, limits: Limits) -> Cgroup:
+        """Make a group with the limits in place. Raises OSError where the kernel refuses."""
+        folders = {controller: top / name for controller, top in self.tops.items()}
+        for folder in dict.fromkeys(folders.values()):
+            folder.mkdir()
+        group = Cgroup(self.version, folders)
+        for controller, file, value in _settings(self.version, limits):
+            if controller in folders:
+                (folders[controller] / file).write_text(value)
+        return group
+
+    def remove(self) -> None:
+        for top in dict.fromkeys(self.tops.values()):
+            _rmdir(top)
+
+
+def open_root(lease: str, mounts: Path = Path("/sys/fs/cgroup")) -> CgroupRoot | None:
+    """Make this harness's own top groups, or None where that is not allowed."""
+    try:
+        if (mounts / "cgroup.controllers").exists():
+            return _open_v2(lease, mounts)
+        return _open_v1(lease, mounts)
+    except OSError:
+        return None
+
+
+def _open_v1(lease: str, mounts: Path) -> CgroupRoot | None:
+    tops = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in {"memory", "pids", "cpu", "cpuacct"} & set(controllers.split(",")):
+            base = mounts / controller / path.lstrip("/")
+            base = base if base.is_dir() else mounts / controller
+            if os.access(base, os.W_OK):
+                tops[controller] = base / f"sandlot-{lease}"
+    return _make_tops(CgroupRoot(1, tops))
+
+
+def _open_v2(lease: str, mounts: Path) -> CgroupRoot | None:
+    """At the top of the tree, which only root may write to."""
+    wanted = {"memory", "pids", "cpu"} & set((mounts / "cgroup.controllers").read_text().split())
+    top = mounts / f"sandlot-{lease}"
+    if not os.access(mounts, os.W_OK):
+        return None
+    (mounts / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in wanted))
+    root = _make_tops(CgroupRoot(2, dict.fromkeys(wanted, top)))
+    if root is not None:
+        (top / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in wanted))
+    return root
+
+
+def _make_tops(root: CgroupRoot) -> CgroupRoot | None:
+    if not {"memory", "pids"} <= set(root.tops):
+        return None
+    for top in dict.fromkeys(root.tops.values()):
+        top.mkdir(exist_ok=True)
+    return root
+
+
+def _settings(version: int, limits: Limits) -> Iterable[tuple[str, str, str]]:
+    """(controller, file, value) of each limit that is set."""
+    if limits.memory_bytes is not None:
+        file = "memory.limit_in_bytes" if version == 1 else "memory.max"
+        yield "memory", file, str(limits.memory_bytes)
+        if version == 2:
+            yield "memory", "memory.swap.max", "0"
+    if limits.processes is not None:
+        yield "pids", "pids.max", str(limits.processes)
+    if limits.cpus is not None:
+        quota = max(1000, int(limits.cpus * _PERIOD_US))
+        if version == 1:
+            yield "cpu", "cpu.cfs_period_us", str(_PERIOD_US)
+            yield "cpu", "cpu.cfs_quota_us", str(quota)
+        else:
+            yield "cpu", "cpu.max", f"{quota} {_PERIOD_US}"
+
+
+def _rmdir(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _number(folder: Path | None, name: str) -> int | None:
+    if folder is None:
+        return None
+    try:
+        return int((folder / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _keyed(folder: Path | None, name: str, key: str) -> int | None:
+    if folder is None:
+        return None
+    try:
+        lines = (folder / name).read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) == 2 and words[0] == key:
+            return int(words[1])
+    return None

