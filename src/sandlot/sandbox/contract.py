@@ -16,13 +16,22 @@ import contextlib
 import hashlib
 import inspect
 import os
+import platform
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sandlot.core.errors import DeathCause, InputError, SandboxDied, SandboxError, SandboxFileError
+from sandlot.core.errors import (
+    DeathCause,
+    InputError,
+    RecordError,
+    SandboxDied,
+    SandboxError,
+    SandboxFileError,
+)
 from sandlot.sandbox.base import ExecResult, Sandbox
 from sandlot.sandbox.policy import MIB, Limits, Network, NetworkMode, Policy
 
@@ -59,6 +68,10 @@ class Outcome:
     problem: str | None
     skipped: str | None
     duration_s: float
+
+
+_FAILS = -1
+"""An expected exit code that stands for any but 0: shells differ on syntax errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +259,12 @@ SCRIPTS: tuple[Script, ...] = (
     Script("exec false ends the shell with 1", ("exec false",), "", 1, restarted=True),
     Script("a shell under set -e ends with the failure", ("set -e; false",), "", 1),
     Script("an exit in a subshell leaves the shell", ("(exit 9)",), "", 9, restarted=False),
-    Script("a syntax error is a failure with a message", ("if then fi (",), "", 2, False,
+    Script("a syntax error is a failure with a message", ("if then fi (",), "", _FAILS,
            stderr_has="syntax error"),
-    Script("an unterminated quote is a failure", ("echo 'abc",), "", 2,
+    Script("an unterminated quote is a failure", ("echo 'abc",), "", _FAILS,
            stderr_has="unexpected EOF"),
-    Script("a closing brace alone is a failure", ("}",), "", 2, stderr_has="syntax error"),
-    Script("a closing parenthesis alone is a failure", (") ; echo out",), "", 2),
+    Script("a closing brace alone is a failure", ("}",), "", _FAILS, stderr_has="syntax error"),
+    Script("a closing parenthesis alone is a failure", (") ; echo out",), "", _FAILS),
     Script("an unterminated here-document ends with the command", ("cat <<EOF\nhi",), "hi\n"),
     Script("a here-document keeps its text", ("cat <<'EOF'\na $x `b` \"c\"\nEOF",),
            'a $x `b` "c"\n'),
@@ -336,7 +349,9 @@ async def _run_script(box: Sandbox, script: Script) -> None:
     require(not result.timed_out, f"{last!r} ran into its timeout: {result!r:.400}")
     if script.stdout is not None:
         equal(result.stdout, script.stdout, f"output of {last!r} (stderr {result.stderr!r:.200})")
-    if script.exit_code is not None:
+    if script.exit_code == _FAILS:
+        require(result.exit_code, f"{last!r} did not fail: {result.exit_code}")
+    elif script.exit_code is not None:
         equal(result.exit_code, script.exit_code, f"exit code of {last!r}")
     if script.restarted is not None:
         equal(result.shell_restarted, script.restarted, f"shell_restarted of {last!r}")
@@ -817,6 +832,842 @@ _registered.extend(
         ("killing the shell's parent", "kill -9 $PPID; sleep 0.3"),
     )
 )
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+ODD_NAMES: tuple[str, ...] = (
+    "with space",
+    'quo\'te "double"',
+    "-rf",
+    "--help",
+    "new\nline",
+    "tab\tand\x1b[31mescape",
+    "żółć 漢字 🙂",
+    "$(touch pwned) `x` ${y} *?[a]",
+    "back\\slash",
+    "~",
+    "...",
+    ".hidden",
+    "n" * 255,
+    "deep/" * 30 + "end",
+)
+
+
+@_boxed("files with odd names are written, read, listed and described")
+async def _(box: Sandbox) -> None:
+    for number, name in enumerate(ODD_NAMES):
+        data = f"content {number}".encode()
+        await box.write_file(f"odd/{name}", data)
+        equal(await box.read_file(f"odd/{name}"), data, f"content of {name!r:.60}")
+        found = await box.stat(f"odd/{name}")
+        equal((found.kind, found.size_bytes), ("file", len(data)), f"stat of {name!r:.60}")
+    names = {entry.path for entry in await box.list_dir("odd")}
+    equal(names, {name.split("/")[0] for name in ODD_NAMES}, "names of the folder")
+
+
+@_boxed("files with odd names are the same files for the shell", "shell")
+async def _(box: Sandbox) -> None:
+    await box.write_file("-n we'ird\nname", b"text\n")
+    equal(await stdout_of(box, "cat -- $'-n we\\'ird\\nname'"), "text\n", "content for the shell")
+
+
+@_boxed("a relative path starts at the policy's working directory")
+async def _(box: Sandbox) -> None:
+    await box.write_file("a/b", b"1")
+    equal(await box.read_file("/testbed/a/b"), b"1", "content by the absolute path")
+
+
+@_boxed("a relative path does not follow the shell's cd", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("cd /tmp")
+    await box.write_file("here", b"1")
+    equal(await stdout_of(box, "cat /testbed/here"), "1", "content")
+
+
+@_boxed("missing parent folders are made")
+async def _(box: Sandbox) -> None:
+    await box.write_file("/new/one/two/file", b"1")
+    equal((await box.stat("/new/one/two")).kind, "directory", "kind of the parent")
+
+
+@_boxed("an existing file is replaced whole")
+async def _(box: Sandbox) -> None:
+    await box.write_file("f", b"long content")
+    await box.write_file("f", b"short")
+    equal(await box.read_file("f"), b"short", "content")
+
+
+@_boxed("an existing file keeps its mode", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("echo old > f; chmod 751 f")
+    await box.write_file("f", b"new")
+    equal(await stdout_of(box, "stat -c %a f; cat f"), "751\nnew", "mode and content")
+
+
+@_boxed("an exclusive write refuses an existing file")
+async def _(box: Sandbox) -> None:
+    await box.write_file("f", b"1", exclusive=True)
+    await refused(box.write_file("f", b"2", exclusive=True), SandboxFileError, what="second write")
+    equal(await box.read_file("f"), b"1", "content")
+
+
+@_boxed("an exclusive write refuses a dangling link", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("ln -s /testbed/elsewhere link")
+    await refused(box.write_file("link", b"2", exclusive=True), SandboxFileError, what="a link")
+
+
+@_boxed("empty files stay empty")
+async def _(box: Sandbox) -> None:
+    await box.write_file("f", b"")
+    equal((await box.read_file("f"), (await box.stat("f")).size_bytes), (b"", 0), "content, size")
+
+
+@_boxed("every byte value survives")
+async def _(box: Sandbox) -> None:
+    data = bytes(range(256)) * 5 + b"\r\n\n\r"
+    await box.write_file("f", data)
+    equal(await box.read_file("f"), data, "content")
+
+
+@_boxed("a read limit is exact")
+async def _(box: Sandbox) -> None:
+    await box.write_file("f", b"x" * 11)
+    equal(len(await box.read_file("f", limit_bytes=11)), 11, "length at the limit")
+    await refused(
+        box.read_file("f", limit_bytes=10), SandboxFileError, what="a read over its limit"
+    )
+
+
+@_boxed("a read limit holds for a file that says it is empty", "processes")
+async def _(box: Sandbox) -> None:
+    with contextlib.suppress(SandboxFileError):
+        found = await within(10, "read", box.read_file("/proc/self/mountinfo", limit_bytes=16))
+        require(len(found) <= 16, f"{len(found)} bytes came through a limit of 16")
+
+
+@_boxed("what is missing is named")
+async def _(box: Sandbox) -> None:
+    for work in (box.read_file("no/such"), box.stat("no/such"), box.list_dir("no/such")):
+        error = await refused(work, SandboxFileError, what="a missing path")
+        require("no/such" in str(error), f"the message does not name the path: {error}")
+
+
+@_boxed("a folder is not a file and a file is not a folder")
+async def _(box: Sandbox) -> None:
+    await box.write_file("d/f", b"1")
+    for work in (box.read_file("d"), box.write_file("d", b""), box.list_dir("d/f"),
+                 box.write_file("d/f/g", b"")):  # fmt: skip
+        await refused(work, SandboxFileError, what="the wrong kind")
+    equal(await box.read_file("d/f"), b"1", "content afterwards")
+
+
+@_boxed("paths with NUL bytes, too long or empty names are refused")
+async def _(box: Sandbox) -> None:
+    for path in ("a\0b", "x" * 300, "y/" * 3000):
+        await refused(box.read_file(path), SandboxFileError, what=f"reading {path!r:.20}")
+        await refused(box.write_file(path, b""), SandboxFileError, what=f"writing {path!r:.20}")
+
+
+@_boxed("a folder is listed by name with kinds and sizes")
+async def _(box: Sandbox) -> None:
+    for name, data in (("d/b", b"22"), ("d/a", b"1"), ("d/c/e", b"")):
+        await box.write_file(name, data)
+    found = [(entry.path, entry.kind) for entry in await box.list_dir("d")]
+    equal(found, [("a", "file"), ("b", "file"), ("c", "directory")], "names and kinds")
+    equal((await box.list_dir("d"))[1].size_bytes, 2, "size")
+
+
+@_boxed("a folder of thousands is listed whole", "shell")
+async def _(box: Sandbox) -> None:
+    await stdout_of(box, "mkdir many; cd many; seq -f f%05g 3000 | xargs touch; cd ..")
+    equal(len(await within(15, "list", box.list_dir("many"))), 3000, "number of names")
+
+
+@_boxed("what is at a path is described without following its last link", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("echo x > f; chmod 640 f; ln -s f l; mkfifo p; mkdir d")
+    kinds = [(await box.stat(path)).kind for path in ("f", "l", "p", "d", "/dev/null")]
+    equal(kinds, ["file", "link", "fifo", "directory", "device"], "kinds")
+    equal((await box.stat("f")).mode & 0o7777, 0o640, "mode")
+
+
+@_boxed("a hundred megabytes go in and out byte for byte", slow=True)
+async def _(box: Sandbox) -> None:
+    data = hashlib.shake_256(b"seed").digest(1 * MIB) * 100
+    await within(60, "write", box.write_file("big", data))
+    require(await within(60, "read", box.read_file("big")) == data, "the bytes differ")
+
+
+@_boxed("files of the shell and of the API are the same", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("printf 'from shell' > one")
+    equal(await box.read_file("one"), b"from shell", "read of what the shell wrote")
+    await box.write_file("two", b"from api")
+    equal(await stdout_of(box, "cat two"), "from api", "what the shell reads")
+
+
+SPECIAL: tuple[tuple[str, str, str], ...] = (
+    ("a FIFO", "mkfifo x", "x"),
+    ("a FIFO that somebody writes", "mkfifo x; (echo data > x) &", "x"),
+    ("a link to a FIFO", "mkfifo p; ln -s p x", "x"),
+    ("a socket", "python3 -c \"import socket; socket.socket(1).bind('x')\"", "x"),
+    ("a device", "true", "/dev/zero"),
+    ("a link to a device", "ln -s /dev/zero x", "x"),
+    ("a folder behind a link", "ln -s /tmp x", "x"),
+    ("a link to itself", "ln -s x x", "x"),
+    ("an open pipe of a process", "sleep 30 | sleep 30 &", "/proc/self/fd/0"),
+)
+
+
+def _special_check(what: str, setup: str, path: str) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        async with opened(make) as box:
+            await box.exec(setup)
+            await refused(box.read_file(path), SandboxFileError, what=f"reading {what}")
+            await refused(box.write_file(path, b"x"), SandboxFileError, what=f"writing {what}")
+            await box.write_file("after", b"1")
+            await alive(box)
+
+    needs = ("shell", "python3") if "python3" in setup else ("processes",)
+    return Check(f"{what} is refused at once", _with_shell(needs), run)
+
+
+_registered.extend(_special_check(*row) for row in SPECIAL)
+
+
+@_boxed("links inside are followed inside", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir d; echo x > d/f; ln -s d/f near; ln -s /testbed/d/f far; ln -s d dir")
+    for path in ("near", "far", "dir/f", "/proc/../testbed/dir/../d/f"):
+        equal(await box.read_file(path), b"x\n", f"content through {path}")
+    await box.write_file("far", b"y")
+    equal(await box.read_file("d/f"), b"y", "content written through a link")
+
+
+@_boxed("a folder under a name with dots stays inside")
+async def _(box: Sandbox) -> None:
+    await box.write_file("/../../../../tmp/up", b"1")
+    equal(await box.read_file("/tmp/up"), b"1", "content of a path above the root")
+
+
+# --- The host behind links ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def canary() -> Iterator[Path]:
+    """A file of the host's, world-readable and -writable, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="sandlot-canary-") as folder:
+        os.chmod(folder, 0o777)
+        path = Path(folder, "canary.txt")
+        path.write_text(_CANARY)
+        path.chmod(0o666)
+        yield path
+
+
+def untouched(path: Path) -> None:
+    """The canary is as it was and has no new neighbours."""
+    equal(path.read_text(), _CANARY, "the canary on the host")
+    equal(os.listdir(path.parent), [path.name], "the canary's folder on the host")
+
+
+async def no_canary(work: Awaitable[bytes], what: str) -> None:
+    """A read that may fail but may not give the canary."""
+    with contextlib.suppress(SandboxFileError):
+        found = await within(15, what, work)
+        require(_CANARY.encode() not in found, f"{what} gave a file of the host")
+
+
+def host_links(path: Path) -> dict[str, str]:
+    """Ways for a link to point at a host path, by name."""
+    return {
+        "absolute": str(path),
+        "climbing": "../" * 40 + str(path).lstrip("/"),
+        "by-self-root": f"/proc/self/root{path}",
+        "by-init-root": f"/proc/1/root{path}",
+        "by-self-cwd": f"/proc/self/cwd/{'../' * 20}{path}",
+        "by-thread": f"/proc/thread-self/root{path}",
+        "by-parent": f"/proc/2/root{path}",
+    }
+
+
+def _host_check(
+    name: str, attack: Callable[[Sandbox, str, Path], Coroutine[Any, Any, None]]
+) -> None:
+    """Register a check that plants every kind of link to a canary, then attacks through each."""
+
+    async def run(make: MakeSandbox) -> None:
+        with canary() as path:
+            async with opened(make) as box:
+                for kind, target in host_links(path).items():
+                    await box.exec(f"ln -sfn '{target}' to-{kind}")
+                    await box.exec(f"ln -sfn '{os.path.dirname(target)}' dir-{kind}")
+                    await attack(box, kind, path)
+                    untouched(path)
+
+    _registered.append(Check(name, _with_shell(("processes",)), run))
+
+
+async def _read_through(box: Sandbox, kind: str, path: Path) -> None:
+    await no_canary(box.read_file(f"to-{kind}"), f"reading a link ({kind})")
+    await no_canary(box.read_file(f"dir-{kind}/{path.name}"), f"reading below a link ({kind})")
+    await no_canary(box.read_file(host_links(path)[kind]), f"reading the path itself ({kind})")
+
+
+async def _write_through(box: Sandbox, kind: str, path: Path) -> None:
+    for target in (f"to-{kind}", f"dir-{kind}/{path.name}", f"dir-{kind}/new/file"):
+        with contextlib.suppress(SandboxFileError):
+            await within(15, "write", box.write_file(target, b"overwritten"))
+
+
+async def _list_through(box: Sandbox, kind: str, path: Path) -> None:
+    with contextlib.suppress(SandboxFileError):
+        names = [entry.path for entry in await box.list_dir(f"dir-{kind}")]
+        require(path.name not in names, f"a folder of the host is listed ({kind})")
+    with contextlib.suppress(SandboxFileError):
+        found = await box.stat(f"dir-{kind}/{path.name}")
+        raise ContractViolation(f"a file of the host is described ({kind}): {found}")
+
+
+async def _upload_through(box: Sandbox, kind: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, path.name).write_text("uploaded")
+        for target in (f"dir-{kind}", f"dir-{kind}/sub"):
+            with contextlib.suppress(SandboxFileError):
+                await within(15, "upload", box.upload(Path(folder), target))
+        with contextlib.suppress(SandboxFileError):
+            await within(15, "upload", box.upload(Path(folder, path.name), f"to-{kind}"))
+
+
+async def _collect_through(box: Sandbox, kind: str, path: Path) -> None:
+    await box.exec(f"rm -rf out; mkdir out; cp -P to-{kind} dir-{kind} out/")
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder, "into")
+        into.mkdir()
+        for paths in (["out"], [f"to-{kind}"], [f"dir-{kind}"], [f"dir-{kind}/{path.name}"]):
+            await within(20, "collect", box.collect(paths, into))
+        _nothing_of_the_host(Path(folder), into)
+
+
+def _nothing_of_the_host(folder: Path, into: Path) -> None:
+    equal(os.listdir(folder), [into.name], "entries beside the folder that was collected into")
+    for found in into.rglob("*"):
+        require(not found.is_symlink(), f"a link was collected: {found.name}")
+        if found.is_file():
+            require(_CANARY.encode() not in found.read_bytes(), f"{found.name} is of the host")
+
+
+_host_check("a link to the host never reads the host", _read_through)
+_host_check("a link to the host never writes the host", _write_through)
+_host_check("a link to the host never lists or describes the host", _list_through)
+_host_check("an upload through a link to the host stays inside", _upload_through)
+_host_check("collecting links to the host brings nothing of the host", _collect_through)
+
+
+@_check("the saved output behind planted links never writes the host", "processes")
+async def _(make: MakeSandbox) -> None:
+    with canary() as path:
+        async with opened(make) as box:
+            first = await box.exec("seq 50000")
+            folder = os.path.dirname(first.stdout_file or "/tmp/x")
+            plant = f'cd {folder} && for f in *; do ln -sfn {path} "$f"; done; '
+            plant += f"cd / && rm -rf {folder}; ln -sfn {path.parent} {folder}"
+            await box.exec(plant)
+            second = await within(15, "a long output", box.exec("seq 60000"))
+            require(second.truncated, "the long output is not marked")
+            if second.stdout_file:
+                await no_canary(box.read_file(second.stdout_file), "the saved output")
+        untouched(path)
+
+
+@_check("links swapped in mid-operation never touch the host", "processes", slow=True)
+async def _(make: MakeSandbox) -> None:
+    with canary() as path, tempfile.TemporaryDirectory() as folder:
+        async with opened(make) as box:
+            inner = f"flip{path}"
+            await box.exec(f"mkdir -p {os.path.dirname(inner)}; echo inside > {inner}")
+            flip = (
+                "mv -T flip away; ln -s / flip; rm flip; ln -s {0} flip; rm flip; mv -T away flip"
+            )
+            await box.exec(f"while :; do {flip.format('/proc/1/root')}; done >/dev/null 2>&1 &")
+            for number in range(50):
+                await _touch_all(box, inner, Path(folder, str(number)))
+                untouched(path)
+        for found in Path(folder).rglob("*"):
+            if found.is_file():
+                require(_CANARY not in found.read_text(), "the host's file was collected")
+
+
+async def _touch_all(box: Sandbox, inner: str, into: Path) -> None:
+    into.mkdir()
+    await no_canary(box.read_file(inner), "reading a path that flips")
+    with contextlib.suppress(SandboxFileError):
+        await box.write_file(inner, b"written")
+    with contextlib.suppress(SandboxFileError):
+        await box.list_dir(os.path.dirname(inner))
+    with contextlib.suppress(SandboxFileError):
+        await within(15, "collect", box.collect([inner, os.path.dirname(inner)], into))
+
+
+# --- Collect and upload ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sandlot-contract-") as folder:
+        yield Path(folder)
+
+
+@_boxed("a folder's content is collected with sizes and sums")
+async def _(box: Sandbox) -> None:
+    files = {"a.txt": b"1", "sub/deep/b.bin": b"\0\xff" * 1000, "sub/empty": b"", "sp ace'": b"x"}
+    for name, data in files.items():
+        await box.write_file(f"out/{name}", data)
+    with _folder() as into:
+        collected, skipped = await box.collect(["out"], into)
+        equal(skipped, [], "skipped files")
+        expected = {(n, len(d), hashlib.sha256(d).hexdigest()) for n, d in files.items()}
+        equal({(f.path, f.size_bytes, f.sha256) for f in collected}, expected, "collected files")
+        for name, data in files.items():
+            equal((into / name).read_bytes(), data, f"content of {name}")
+
+
+@_boxed("a single file is collected under its name")
+async def _(box: Sandbox) -> None:
+    await box.write_file("/tmp/some/answer.txt", b"42")
+    with _folder() as into:
+        collected, _ = await box.collect(["/tmp/some/answer.txt"], into)
+        equal([file.path for file in collected], ["answer.txt"], "collected names")
+        equal((into / "answer.txt").read_bytes(), b"42", "content")
+
+
+@_boxed("missing paths are skipped without a word")
+async def _(box: Sandbox) -> None:
+    with _folder() as into:
+        equal(await box.collect(["no/such", "/none"], into), ([], []), "what was collected")
+
+
+@_boxed("an empty folder gives nothing", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out")
+    with _folder() as into:
+        equal(await box.collect(["out"], into), ([], []), "what was collected")
+
+
+@_boxed("a link to a file gives that file's content", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out; echo text > elsewhere; ln -s ../elsewhere out/link")
+    with _folder() as into:
+        collected, _ = await box.collect(["out"], into)
+        equal([file.path for file in collected], ["link"], "collected names")
+        equal((into / "link").read_bytes(), b"text\n", "content")
+        require(not (into / "link").is_symlink(), "a link was made on the host")
+
+
+@_boxed("FIFOs, sockets, devices and dangling links are skipped with a reason", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out; cd out; mkfifo pipe; ln -s /dev/zero zero; ln -s none dangling; "
+                   "ln -s loop loop; echo 1 > good; cd ..")  # fmt: skip
+    with _folder() as into:
+        collected, skipped = await within(15, "collect", box.collect(["out"], into))
+        equal([file.path for file in collected], ["good"], "collected names")
+        equal({s.path for s in skipped}, {"pipe", "zero", "dangling", "loop"}, "skipped names")
+        require(all(file.reason for file in skipped), f"a reason is missing: {skipped}")
+
+
+@_boxed("a link to a folder above does not make collecting endless", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir -p out/d; ln -s .. out/d/up; ln -s / out/root; echo 1 > out/good")
+    with _folder() as into:
+        collected, _ = await within(15, "collect", box.collect(["out"], into))
+        require("good" in [file.path for file in collected], "the good file is missing")
+
+
+@_boxed("a sparse file of ten gigabytes is skipped by the limit", "shell", collect_bytes=8 * MIB)
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out; echo 1 > out/good; truncate -s 10G out/sparse || echo > out/sparse")
+    with _folder() as into:
+        collected, skipped = await within(10, "collect", box.collect(["out"], into))
+        require("good" in [file.path for file in collected], "the good file is missing")
+        size = sum(file.stat().st_size for file in into.iterdir())
+        require(size <= 8 * MIB, f"{size} bytes were collected")
+        if (await box.stat("out/sparse")).size_bytes > 8 * MIB:
+            equal([file.path for file in skipped], ["sparse"], "skipped names")
+
+
+@_boxed("the total of what is collected is bounded", collect_bytes=100_000)
+async def _(box: Sandbox) -> None:
+    for number in range(5):
+        await box.write_file(f"out/{number}", b"x" * 40_000)
+    with _folder() as into:
+        collected, skipped = await box.collect(["out"], into)
+        equal((len(collected), len(skipped)), (2, 3), "collected and skipped")
+
+
+@_boxed("too many files are bounded and said", "shell", collect_files=50)
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out; cd out; seq 2000 | xargs touch; cd ..")
+    with _folder() as into:
+        collected, skipped = await within(15, "collect", box.collect(["out"], into))
+        require(len(collected) <= 50, f"{len(collected)} files were collected, 50 are allowed")
+        require(skipped, "nothing says that files were left")
+
+
+@_boxed("a tree without end in depth is bounded", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir out; cd out; for i in {1..600}; do mkdir d; cd d; done; cd /testbed")
+    with _folder() as into:
+        await within(20, "collect", box.collect(["out"], into))
+
+
+@_boxed("names with control characters or invalid UTF-8 are collected or named as skipped",
+        "shell")  # fmt: skip
+async def _(box: Sandbox) -> None:
+    await box.exec(
+        "mkdir out; cd out; touch $'new\\nline' $'esc\\e[2J' $'bad\\xff\\xfe' good; cd .."
+    )
+    with _folder() as into:
+        collected, skipped = await within(10, "collect", box.collect(["out"], into))
+        equal(len(collected) + len(skipped), 4, "names seen")
+        require("good" in [file.path for file in collected], "the good file is missing")
+        equal(len(os.listdir(os.fsencode(into))), len(collected), "files on the host")
+
+
+@_boxed("names like parent folders stay in the folder", "shell")
+async def _(box: Sandbox) -> None:
+    await box.exec("mkdir -p 'out/..a' 'out/. .'; echo 1 > 'out/..a/..b'; echo 2 > 'out/. ./...'")
+    with _folder() as outer:
+        into = outer / "into"
+        into.mkdir()
+        collected, _ = await box.collect(["out"], into)
+        equal(len(collected), 2, "collected files")
+        equal(os.listdir(outer), ["into"], "entries beside the folder")
+
+
+@_boxed("a folder is uploaded with its subfolders, modes and links inside", "shell")
+async def _(box: Sandbox) -> None:
+    with _folder() as source:
+        (source / "sub").mkdir()
+        (source / "sub/data").write_bytes(b"\0\xff")
+        (source / "run.sh").write_text("#!/bin/sh\necho ran\n")
+        (source / "run.sh").chmod(0o755)
+        (source / "link").symlink_to("sub/data")
+        await box.upload(source, "in")
+    equal(await box.read_file("in/sub/data"), b"\0\xff", "content")
+    equal(await stdout_of(box, "in/run.sh; readlink in/link"), "ran\nsub/data\n", "script, link")
+
+
+@_boxed("an upload counts its files and lands under the target")
+async def _(box: Sandbox) -> None:
+    with _folder() as source:
+        (source / "d").mkdir()
+        for name in ("a", "b", "d/c"):
+            (source / name).write_text(name)
+        equal(await box.upload(source, "/in"), 3, "number of files")
+        equal(await box.upload(source / "a", "/one/file"), 1, "number of files")
+    equal(await box.read_file("/in/d/c"), b"d/c", "content")
+    equal(await box.read_file("/one/file"), b"a", "content of the single file")
+
+
+@_boxed("an upload refuses a link that leads out")
+async def _(box: Sandbox) -> None:
+    with canary() as path:
+        for target in (str(path), os.path.relpath(path, path.parent.parent / "x")):
+            with _folder() as source:
+                (source / "link").symlink_to(target)
+                error = await refused(box.upload(source, "in"), InputError, what="a link out")
+                require("link" in str(error), f"the message does not name it: {error}")
+
+
+@_boxed("an upload of something missing or special names it")
+async def _(box: Sandbox) -> None:
+    with _folder() as source:
+        error = await refused(box.upload(source / "gone", "in"), InputError, what="no source")
+        require("gone" in str(error), f"the message does not name it: {error}")
+        os.mkfifo(source / "pipe")
+        await refused(box.upload(source, "in"), InputError, what="a FIFO in a folder")
+
+
+@_boxed("an upload of an unreadable file names it")
+async def _(box: Sandbox) -> None:
+    if os.geteuid() == 0:
+        return  # root reads everything: nothing to see
+    with _folder() as source:
+        (source / "secret").write_text("x")
+        (source / "secret").chmod(0)
+        error = await refused(box.upload(source, "in"), InputError, what="an unreadable file")
+        require("secret" in str(error), f"the message does not name it: {error}")
+
+
+# --- State ----------------------------------------------------------------------------------------
+
+
+@_check("files, directory and exported variables come back in a fresh sandbox", "shell")
+async def _(make: MakeSandbox) -> None:
+    with _folder() as folder:
+        async with opened(make) as box:
+            await box.exec("mkdir -p /testbed/a /opt/b; echo 1 > /testbed/a/f; echo 2 > /opt/b/g")
+            await box.exec("ln -s f a/l; chmod 700 a/f; cd /opt/b; export KEPT='a \"b\" $c\n d'")
+            await box.save_state(folder / "state")
+        async with opened(make) as box:
+            await box.load_state(folder / "state")
+            found = await stdout_of(box, "pwd; cat g; cd /testbed/a; stat -c %a f; readlink l")
+            equal(found, "/opt/b\n2\n700\nf\n", "directory and files")
+            equal(await stdout_of(box, 'printf %s "$KEPT"'), 'a "b" $c\n d', "the variable")
+
+
+@_check("deleted and replaced parts of the image come back so", "processes")
+async def _(make: MakeSandbox) -> None:
+    delete = (
+        "for f in /etc/*; do [ -f $f ] && [ ! -L $f ] && rm -f $f 2>/dev/null "
+        "&& echo $f && break; done"
+    )
+    replace_dir = (
+        'for d in /etc/*/; do [ -n "$(ls -A $d)" ] && rm -rf $d 2>/dev/null && [ ! -e $d ] '
+        "&& mkdir $d && echo new > $d/only && echo $d && break; done"
+    )
+    with _folder() as folder:
+        async with opened(make) as box:
+            gone, changed = (
+                (await stdout_of(box, delete)).strip(),
+                (await stdout_of(box, replace_dir)).strip(),
+            )
+            require(gone and changed, "no file or folder of /etc could be removed")
+            await box.save_state(folder / "state")
+        async with opened(make) as box:
+            equal((await box.stat(gone)).kind, "file", f"{gone} of the image in a fresh sandbox")
+            await box.load_state(folder / "state")
+            await refused(box.stat(gone), SandboxFileError, what=f"the deleted {gone}")
+            equal(await stdout_of(box, f"ls -A {changed}"), "only\n", f"the replaced {changed}")
+
+
+@_check("saved files of the API come back")
+async def _(make: MakeSandbox) -> None:
+    with _folder() as folder:
+        async with opened(make) as box:
+            await box.write_file("kept", b"\0\xff")
+            await box.save_state(folder / "state")
+            await box.write_file("kept", b"later")
+        async with opened(make) as box:
+            await box.load_state(folder / "state")
+            equal(await box.read_file("kept"), b"\0\xff", "content")
+
+
+@_boxed("a state that is missing or damaged is refused by name")
+async def _(box: Sandbox) -> None:
+    with _folder() as folder:
+        (folder / "bad").write_bytes(b"not a state")
+        for name in ("bad", "missing"):
+            await refused(
+                box.load_state(folder / name), SandboxError, InputError, RecordError, what=name
+            )
+
+
+# --- Walls ----------------------------------------------------------------------------------------
+
+
+@_check("nothing of the harness's environment is inside", "processes")
+async def _(make: MakeSandbox) -> None:
+    name = "SANDLOT_CONTRACT_CANARY"
+    # Children inherit the real environment: only a variable in it can show a leak.
+    os.environ[name] = _CANARY
+    try:
+        async with opened(make) as box:
+            found = await box.exec("env; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
+            require(name not in found.stdout, "the variable is inside")
+            for process in ("1", "2", "self"):
+                await no_canary(box.read_file(f"/proc/{process}/environ"), "reading environ")
+    finally:
+        del os.environ[name]
+
+
+@_boxed("the host's name and processes are not seen", "processes")
+async def _(box: Sandbox) -> None:
+    name = (await stdout_of(box, "cat /proc/sys/kernel/hostname")).strip()
+    require(name != platform.node(), f"the host's name {name!r} is seen")
+    marker = f"canary-{os.getpid()}"
+    host = await asyncio.create_subprocess_exec("sleep", "30.5", env={"MARK": marker})
+    try:
+        found = await stdout_of(box, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ls -d /proc/[0-9]*")
+        require("sleep 30.5" not in found, "a process of the host is seen")
+        require(found.count("/proc/") < 20, f"too many processes are seen: {found:.300}")
+    finally:
+        host.kill()
+        await host.wait()
+
+
+@_boxed("there is no network interface but lo", "network")
+async def _(box: Sandbox) -> None:
+    equal(
+        await stdout_of(box, "tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '"), "lo\n", "names"
+    )
+
+
+@_boxed("an outgoing connection fails at once", "network")
+async def _(box: Sandbox) -> None:
+    for address in ("192.0.2.1/80", "127.0.0.1/22", "8.8.8.8/53"):
+        result = await box.exec(f"(exec 3<>/dev/tcp/{address}) 2>/dev/null", 5)
+        require(result.exit_code == 1 and result.duration_s < 3, f"{address}: {result!r:.300}")
+
+
+_Greet = Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+
+
+def _doorman() -> tuple[list[str], _Greet]:
+    """A list that grows with each visitor, and the callback of a server that fills it."""
+    met: list[str] = []
+
+    def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(repr(writer.get_extra_info("peername")))
+        writer.close()
+
+    return met, greet
+
+
+@_check("a listener of the host's loopback is not reached", "network")
+async def _(make: MakeSandbox) -> None:
+    met, greet = _doorman()
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server, opened(make) as box:
+        port = server.sockets[0].getsockname()[1]
+        await box.exec(f"(exec 3<>/dev/tcp/127.0.0.1/{port}; cat <&3) 2>/dev/null", 5)
+    equal(met, [], "connections from inside")
+
+
+@_check("the host's abstract sockets are not reached", "network", "python3")
+async def _(make: MakeSandbox) -> None:
+    name = f"\0sandlot-canary-{os.getpid()}"
+    met, greet = _doorman()
+    server = await asyncio.start_unix_server(greet, name)
+    async with server, opened(make) as box:
+        await box.exec(
+            f'python3 -c "import socket; socket.socket(1).connect(chr(0) + {name[1:]!r})"', 10
+        )
+    equal(met, [], "connections from inside")
+
+
+@_boxed("the host's password file is not read", "processes")
+async def _(box: Sandbox) -> None:
+    result = await box.exec("cat /etc/shadow")
+    try:
+        real = Path("/etc/shadow").read_text()
+    except OSError:
+        real = ""
+    secret = [line for line in real.splitlines() if line and line in result.stdout.splitlines()]
+    # A line without a hash ("name:*:…") is the same in every image and no secret.
+    leaked = [line for line in secret if line.split(":")[1] not in ("*", "!", "!!", "!*", "x", "")]
+    require(not leaked, f"{len(leaked)} lines of the host's /etc/shadow are readable")
+
+
+@_boxed("nothing inside can gain privileges", "processes")
+async def _(box: Sandbox) -> None:
+    status = await stdout_of(box, "cat /proc/self/status")
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    equal(fields["NoNewPrivs"].strip(), "1", "NoNewPrivs")
+    for name in ("CapEff", "CapPrm", "CapBnd"):
+        mask = int(fields[name].strip(), 16)
+        for bit, capability in ((21, "SYS_ADMIN"), (16, "SYS_MODULE"), (17, "SYS_RAWIO"),
+                                (19, "SYS_PTRACE"), (39, "BPF")):  # fmt: skip
+            require(not mask >> bit & 1, f"{name} holds CAP_{capability}")
+
+
+@_boxed("a seccomp filter is in force", "processes")
+async def _(box: Sandbox) -> None:
+    equal(await stdout_of(box, "grep '^Seccomp:' /proc/self/status"), "Seccomp:\t2\n", "mode")
+
+
+REFUSED: tuple[tuple[str, str], ...] = (
+    ("a new user namespace", "unshare -U true"),
+    ("a new mount namespace", "unshare -m true"),
+    ("a new network namespace", "unshare -n true"),
+    ("a new pid namespace", "unshare -p -f true"),
+    ("a user and mount namespace", "unshare -Ur -m true"),
+    ("a mount of tmpfs", "mount -t tmpfs none /mnt"),
+    ("a bind mount", "mount --bind /etc /mnt"),
+    ("a mount of proc", "mkdir -p p && mount -t proc none p"),
+    ("a remount of the root", "mount -o remount,rw /"),
+    ("an unmount of proc", "umount -l /proc"),
+    ("a change of root", "pivot_root . ."),
+    ("entering the init's namespaces", "nsenter -t 1 -a true"),
+    ("a block device", "mknod disk b 8 0 && head -c1 disk"),
+    ("a memory device", "mknod mem c 1 1 && head -c1 mem"),
+    ("a new host name by /proc", "echo x > /proc/sys/kernel/domainname"),
+    ("a core pattern", "v=$(cat /proc/sys/kernel/core_pattern); "
+     "echo \"$v\" > /proc/sys/kernel/core_pattern"),
+    ("a change of the swappiness",
+     "v=$(cat /proc/sys/vm/swappiness); echo $v > /proc/sys/vm/swappiness"),
+    ("opening the system request trigger", ": >> /proc/sysrq-trigger"),
+    ("reading kernel memory", "head -c1 /proc/kcore | grep -q ."),
+    ("loading a module", "insmod /dev/null"),
+    ("setting the clock", "date -s @$(($(date +%s)))"),
+    ("a lower nice value", "nice -n -5 sh -c 'test $(nice) -lt 0'"),
+    ("writing cgroups", "echo $$ > /sys/fs/cgroup/cgroup.procs"),
+    ("a reboot", "reboot -f"),
+    ("tracing the init", "gdb -p 1 -batch || strace -p 1 true"),
+)  # fmt: skip
+
+
+def _refused_check(what: str, command: str) -> Check:
+    async def run(make: MakeSandbox) -> None:
+        async with opened(make) as box:
+            result = await within(12, command, box.exec(f"( {command} ) >/dev/null 2>&1", 8))
+            require(result.exit_code not in (0, None), f"{command!r} was allowed: {result!r:.300}")
+            await alive(box)
+
+    return Check(f"{what} is refused", _with_shell(("processes",)), run)
+
+
+_registered.extend(_refused_check(*row) for row in REFUSED)
+
+
+@_boxed("there are no disks, memory or terminals in /dev", "processes")
+async def _(box: Sandbox) -> None:
+    names = (await stdout_of(box, "ls /dev")).split()
+    bad = [n for n in names if n.startswith(("sd", "vd", "nvme", "xvd", "loop", "dm-", "mapper"))]
+    bad += [n for n in names if n in ("mem", "kmem", "kmsg", "port", "kvm", "fuse", "vhost-net")]
+    equal(bad, [], "devices that should not be there")
+
+
+@_boxed("the usual devices work", "processes")
+async def _(box: Sandbox) -> None:
+    found = await stdout_of(
+        box,
+        "echo x > /dev/null; head -c2 /dev/zero | wc -c; head -c2 /dev/urandom | wc -c; "
+        "echo err > /dev/stderr; echo out > /dev/stdout; echo s > /dev/shm/x; cat /dev/shm/x",
+    )
+    equal(found, "2\n2\nout\ns\n", "what devices gave")
+
+
+@_boxed("measured use is plausible", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+    stats = await box.stats()
+    for name in ("memory_peak_bytes", "cpu_s", "processes", "disk_bytes"):
+        value = getattr(stats, name)
+        require(value is None or value >= 0, f"{name} is {value}")
+
+
+@_check("close leaves no process behind", "processes")
+async def _(make: MakeSandbox) -> None:
+    marker = f"31{time.monotonic_ns() % 10**9}"
+    async with opened(make) as box:
+        await box.exec(f"( setsid sleep {marker} & ); (trap '' TERM; sleep {marker}) &")
+        require(_host_sees(marker), "the marked process cannot be seen: nothing is proved")
+    for _ in range(20):
+        if not _host_sees(marker):
+            return
+        await asyncio.sleep(0.1)
+    raise ContractViolation("processes of a closed sandbox still run")
+
+
+def _host_sees(marker: str) -> bool:
+    """Whether any process that this one can see has `marker` in its command line."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in entry.read_bytes():
+                return True
+    return False
 
 
 CHECKS: tuple[Check, ...] = tuple(_registered)
