@@ -1,0 +1,81 @@
+"""`sandlot image build|import|list|rm`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sandlot.cli.outcome import drive, say
+from sandlot.cli.text import clean
+from sandlot.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sandlot.sandbox.images import ImageStore
+
+app = typer.Typer(
+    help="The images that sandboxes start from.", no_args_is_help=True, rich_markup_mode=None
+)
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+
+@app.command()
+def build(name: Name = "science") -> None:
+    """Build `base` or `science` from Debian's packages; a finished one is not built again."""
+    image = drive(lambda: _awaited(_store().build, name, say))
+    print(clean(_described(name, image)))
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="TAR|DIR", help="A root file system.")],
+    name: Annotated[str, typer.Option("--name", help="What to call it. [the source's name]")] = "",
+) -> None:
+    """Import a root file system from a tar archive or a folder."""
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; name a rootfs tar archive or a folder")
+    name = name or source.name.split(".")[0]
+    image = drive(lambda: _awaited(_store().import_, source, name))
+    print(clean(_described(name, image)))
+
+
+@app.command("list")
+def list_() -> None:
+    """List the images of this user's cache."""
+    images = list(asyncio.run(_awaited(_store().list)))
+    for image in images:
+        print(clean(_described("", image)))
+    if not images:
+        say("no image yet; `sandlot image build science` builds the default one")
+
+
+@app.command()
+def rm(name: Name) -> None:
+    """Remove an image from this user's cache."""
+    asyncio.run(_awaited(_store().remove, name))
+    say(f"removed image {name}")
+
+
+def _store() -> ImageStore:
+    from sandlot.sandbox.images import ImageStore
+    from sandlot.settings import resolve
+
+    return ImageStore(resolve().cache_dir)
+
+
+async def _awaited(function: Callable[..., Any], *arguments: Any) -> Any:
+    import inspect
+
+    result = function(*arguments)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _described(name: str, image: Any) -> str:
+    size = getattr(image, "size_bytes", None)
+    parts = [getattr(image, "name", name) or name, getattr(image, "digest", None)]
+    if size is not None:
+        parts.append(f"{size / 2**20:,.0f} MiB")
+    return "  ".join(str(part) for part in parts if part)
