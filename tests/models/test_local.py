@@ -57,12 +57,19 @@ needs_model = [
 ]
 
 
-def test_a_small_reply_offers_required_arguments_only() -> None:
+def test_a_small_reply_offers_only_what_required_arguments_make_useful() -> None:
     text = describe_tools(TOOLS, roomy=False)
     assert '{"name": "submit", "arguments": {}}' in text
-    assert '"path"' in text
-    assert "file_text" not in text
+    assert "execute_bash" in text
     assert "Run a command" not in text
+    for small in (text, call_grammar(TOOLS, reply_tokens=96)):
+        assert "str_replace_editor" not in small
+
+
+def test_a_lone_tool_is_offered_however_small_the_reply() -> None:
+    grammar = call_grammar([EDITOR], reply_tokens=96)
+    assert "path" in grammar
+    assert "file_text" not in grammar
 
 
 def test_a_roomy_reply_offers_optional_arguments_and_descriptions() -> None:
@@ -73,13 +80,13 @@ def test_a_roomy_reply_offers_optional_arguments_and_descriptions() -> None:
 
 
 def test_strings_share_the_room_that_the_fixed_text_leaves() -> None:
-    assert "char{1,44}" in call_grammar([BASH], reply_tokens=100)
+    assert "char{1,60}" in call_grammar([BASH], reply_tokens=100)
     two = ToolSpec(
         "two",
         "",
         {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["a", "b"]},
     )
-    assert call_grammar([two], reply_tokens=100).count("char{1,22}") == 2
+    assert call_grammar([two], reply_tokens=100).count("char{1,30}") == 2
 
 
 def test_a_type_that_the_grammar_cannot_hold_is_named() -> None:
