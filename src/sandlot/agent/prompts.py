@@ -93,12 +93,14 @@ def load_prompt_file(path: Path, base: Profile) -> Profile:
     if path.suffix == ".toml":
         return _profile(_read_toml(text, path), base, path.name)
     found = _read_json(text, path) if path.suffix == ".json" else _read_yaml(text, path)
-    prompts = {key: found[key] for key in ("system_prompt", "instance_prompt") if key in found}
+    wanted = ("system_prompt", "instance_prompt")
+    prompts: dict[str, str] = {key: value for key, value in found.items() if key in wanted}
     if "instance_prompt" not in prompts:
         raise ConfigError(
-            f"prompt file {path} holds no 'instance_prompt' (found: {', '.join(found) or 'nothing'})"
+            f"prompt file {path} holds no 'instance_prompt' "
+            f"(found: {', '.join(found) or 'nothing'})"
         )
-    return _profile({"name": path.stem, **prompts}, base, path.name)
+    return _profile({"name": path.stem} | prompts, base, path.name)
 
 
 def digest(profile: Profile) -> str:

@@ -7,7 +7,6 @@ sink of events. Messages are only ever appended, so that a server's prefix cache
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -312,9 +311,7 @@ class _Rollout:
 
     async def _carry_out(self, reply: Message, call: ToolCall) -> Observation:
         assert self.sandbox is not None
-        context = ToolContext(
-            self.sandbox, self.profile.observation_chars, self.model.sees_images
-        )
+        context = ToolContext(self.sandbox, self.profile.observation_chars, self.model.sees_images)
         return await carry_out(call, raw_arguments(reply, call), self.tools, context)
 
     def _answered(self, turn: Turn) -> _Stop | None:
@@ -437,7 +434,9 @@ class _Rollout:
 
     def _add_continuation(self) -> None:
         fresh = self.sandbox is not None and self.restore_state is None
-        notice = _FILES_GONE.format(kept=" and your output files" if self._earlier_outputs() else "")
+        notice = _FILES_GONE.format(
+            kept=" and your output files" if self._earlier_outputs() else ""
+        )
         for message in self.continuation:
             if fresh and message.role is Role.USER:
                 message = replace(message, parts=(TextPart(notice + "\n\n"), *message.parts))
@@ -593,7 +592,9 @@ async def _upload_inputs(sandbox: Sandbox, task: Task, input_dir: str) -> None:
     for name, data in task.input_files.items():
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise InputError(f"task {task.id}: input file {name!r} must lie inside the input folder")
+            raise InputError(
+                f"task {task.id}: input file {name!r} must lie inside the input folder"
+            )
         await sandbox.write_file(f"{input_dir}/{path}", data)
 
 

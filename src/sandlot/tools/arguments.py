@@ -28,13 +28,28 @@ def parse_arguments(spec: ToolSpec, raw: str) -> dict[str, Any]:
     missing = [name for name in spec.parameters.get("required", ()) if name not in values]
     if missing:
         raise BadCall(f"{spec.name} needs {', '.join(map(repr, missing))}. {_usage(spec)}")
-    return {name: _fit(spec, name, properties[name], value) for name, value in values.items()}
+    fitted = {name: _fit(spec, name, properties[name], value) for name, value in values.items()}
+    for name, value in fitted.items():
+        _check_text(spec, name, value)
+    return fitted
+
+
+def _check_text(spec: ToolSpec, name: str, value: Any) -> None:
+    """Half a surrogate pair has no bytes, and no path or command holds a NUL."""
+    if not isinstance(value, str):
+        return
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise BadCall(
+            f"{spec.name}: {name!r} holds half of a \\u escape pair; write the character itself"
+        )
+    if "\0" in value and name in ("command", "path"):
+        raise BadCall(f"{spec.name}: {name!r} holds a NUL character, which cannot be passed on")
 
 
 def _read_object(spec: ToolSpec, raw: str) -> dict[str, Any]:
     try:
         values = json.loads(raw) if raw.strip() else {}
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BadCall(
             f"the arguments of {spec.name} are not valid JSON ({exc}). Nothing was run. "
             f"Send one JSON object, with quotes and newlines escaped. {_usage(spec)}"
@@ -84,18 +99,19 @@ def _coerce(schema: Mapping[str, Any], value: Any) -> Any:
 def _integer(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
     try:
-        number = float(value) if isinstance(value, float) else int(value)
+        return int(value)
     except ValueError:
         return None
-    return int(number) if number == number and number in (int(number),) else None
 
 
 def _array(schema: Mapping[str, Any], value: Any) -> list[Any] | None:
     if isinstance(value, str):  # "[1, 20]" is a common slip
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(value, list):
         return None
