@@ -91,11 +91,8 @@ async def unpack_plain(tar: Path, target: Path) -> None:
     code = await run_process([*argv, "-xpf", str(tar), "-C", str(target)], said.append)
     if code != 0:
         raise _unpack_failed(tar, target, said)
-    await run_process(
-        ["find", str(target), "-perm", "/6000", "-type", "f"]
-        + ["-exec", "chmod", "ug-s", "{}", "+"],
-        said.append,
-    )
+    find = ["find", str(target), "-type", "f", "-perm", "/6000"]
+    await run_process([*find, "-exec", "chmod", "ug-s", "{}", "+"], said.append)
 
 
 def _unpack_failed(tar: Path, target: Path, said: list[str]) -> ImageError:
@@ -180,8 +177,7 @@ class ImageStore:
         return self._info(found[0], self._name_of(found[0])) if len(found) == 1 else None
 
     def _name_of(self, digest: str) -> str:
-        names = (n for n in self.names() if (i := self._named(n)) is not None)
-        return next((n for n in names if self._digest_of(n) == digest), digest)
+        return next((n for n in self.names() if self._digest_of(n) == digest), digest)
 
     def _digest_of(self, name: str) -> str | None:
         info = self._named(name)
@@ -381,7 +377,8 @@ class ImageStore:
         try:
             if not _try_lock(file):
                 progress("waiting for another process that is preparing this image")
-                while not _try_lock(file):
+                # A lock of another process gives no event to wait for.
+                while not _try_lock(file):  # noqa: ASYNC110
                     await asyncio.sleep(_LOCK_POLL_S)
             yield
         finally:

@@ -150,8 +150,8 @@ class FileTree:
         while pending:
             path, node = pending.pop()
             yield path, node
-            for name in sorted(node.children, reverse=True):
-                pending.append((f"{path}/{name}", node.children[name]))
+            below = sorted(node.children.items(), reverse=True)
+            pending += [(f"{path}/{name}", child) for name, child in below]
 
     def total_bytes(self) -> int:
         files = {id(n.info): n.info.size for _, n in self._walk() if n.info.isreg()}
@@ -334,7 +334,11 @@ def _extract_files(archive: tarfile.TarFile, box: Path, stop: threading.Event) -
         target = box.joinpath(*_parts(info.name))
         if not (info.isreg() or info.issym() or info.islnk()) or target == box:
             continue
-        body = archive.extractfile(info)
+        try:
+            body = archive.extractfile(info)
+        except KeyError:
+            # A link to what the archive does not hold: missed later if it is a layer.
+            body = None
         if body is None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)

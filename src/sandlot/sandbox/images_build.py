@@ -129,14 +129,9 @@ async def build_tar(
     """
     require_tools(host)
     suite = host_suite(host.root)
-    sources, apt, strip = work / "host.sources", work / "apt.conf", work / "strip.sh"
+    sources, apt = work / "host.sources", work / "apt.conf"
     sources.write_text(host_sources(host.root, suite))
     apt.write_text(await _apt_settings(host, run))
-    strip.write_text(_STRIP)
-    strip.chmod(0o755)
-    # Read by programs that run under other ids of a user namespace.
-    for file in (work, *work.iterdir()):
-        file.chmod(file.stat().st_mode | 0o055 if file.is_dir() else file.stat().st_mode | 0o044)
     said: list[str] = []
 
     def tell(line: str) -> None:
@@ -168,16 +163,11 @@ def build_command(recipe: Recipe, suite: str, work: Path, host: BuildHost) -> li
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--include={','.join(recipe.packages)}",
-        f"--customize-hook={_hook(work)}",
+        f"--customize-hook={_STRIP_HOOK}",
         suite,
         str(work / "image.tar"),
         str(work / "host.sources"),
     ]
-
-
-def _hook(work: Path) -> str:
-    # Fed over stdin: inside a user namespace the cache folder itself may be out of reach.
-    return f"sh -s \"$1\" <<'STRIP'\n{_STRIP}STRIP\n"
 
 
 _STRIP = r"""set -eu
@@ -202,6 +192,8 @@ fi
 rm -rf "$root"/var/log/*.log "$root"/var/log/apt/* "$root"/var/cache/debconf/*-old \
   "$root"/var/cache/ldconfig/aux-cache "$root"/tmp/* "$root"/var/tmp/*
 """
+# In the command itself: inside a user namespace a file in the cache may be out of reach.
+_STRIP_HOOK = f"sh -s \"$1\" <<'STRIP'\n{_STRIP}STRIP\n"
 
 
 def _build_failed(recipe: Recipe, work: Path, said: Sequence[str]) -> ImageError:
@@ -389,8 +381,10 @@ def _deb822(text: str) -> Iterator[Source]:
             continue
         names = {"signed-by": "Signed-By", "trusted": "Trusted"}
         options = tuple((names[n], fields[n]) for n in names if n in fields)
-        lists = (tuple(fields.get(n, "").split()) for n in ("uris", "suites", "components"))
-        yield Source(*lists, options)
+        uris, suites, parts = (
+            tuple(fields.get(n, "").split()) for n in ("uris", "suites", "components")
+        )
+        yield Source(uris, suites, parts, options)
 
 
 def _fields(block: str) -> dict[str, str]:
