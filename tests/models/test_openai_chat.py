@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ async def test_consecutive_requests_grow_only_at_their_end_byte_for_byte() -> No
                     history.append(Message.tool(call.id, TextPart(f"{n}\n"), *picture))
         bodies = [messages_bytes(request) for request in server.requests]
         assert len(bodies) == 5
-        for earlier, later in zip(bodies, bodies[1:], strict=False):
+        for earlier, later in pairwise(bodies):
             assert later.startswith(earlier)
             assert len(later) > len(earlier)
 
@@ -410,7 +411,7 @@ async def test_an_unreachable_server_is_named() -> None:
 async def test_a_page_instead_of_a_reply_asks_whether_the_base_url_is_right() -> None:
     page = Status(200, b"<html>hello</html>", {"Content-Type": "text/html"})
     async with talking(page, max_retries=0) as (model, _):
-        with pytest.raises(ModelError, match="not JSON.*base URL"):
+        with pytest.raises(ModelError, match=r"not JSON.*base URL"):
             await model.complete(ASK)
 
 
@@ -429,7 +430,7 @@ async def test_a_missing_key_is_told_from_a_wrong_one() -> None:
         with pytest.raises(ModelError, match="key from OPENAI_API_KEY was refused"):
             await model.complete(ASK)
         bare = OpenAIChatModel("m", base_url=server.base_url)
-        with pytest.raises(ModelError, match="none was given .set OPENAI_API_KEY"):
+        with pytest.raises(ModelError, match=r"none was given \(set OPENAI_API_KEY"):
             await bare.complete(ASK)
         await bare.close()
 

@@ -183,17 +183,18 @@ def _sendable_arguments(raw: str) -> str:
 def _content(parts: Sequence[Part], with_images: bool) -> str | list[dict[str, Any]]:
     if with_images and any(isinstance(part, ImagePart) for part in parts):
         return [_rich_part(part) for part in parts]
-    return "".join(_part_text(part) for part in parts)
+    return "".join(part_text(part) for part in parts)
 
 
 def _rich_part(part: Part) -> dict[str, Any]:
     if isinstance(part, ImagePart):
         url = f"data:{part.media_type};base64,{base64.b64encode(part.data).decode('ascii')}"
         return {"type": "image_url", "image_url": {"url": url}}
-    return {"type": "text", "text": _part_text(part)}
+    return {"type": "text", "text": part_text(part)}
 
 
-def _part_text(part: Part) -> str:
+def part_text(part: Part) -> str:
+    """A part in words, for where only text can stand."""
     if isinstance(part, TextPart):
         return part.text
     if isinstance(part, FilePart):
