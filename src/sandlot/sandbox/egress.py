@@ -56,6 +56,7 @@ class ProxyLimits:
     """Deadlines in seconds and ceilings of one proxy.
 
     `header_s` bounds the whole of a request's head (and of a TLS hello), however slowly it drips;
+    `header_bytes` is checked between reads, so a head may be longer by one read (64 KiB);
     a connection without traffic for `idle_s` ends after at most twice that time. Beyond `records`
     single records, requests are only counted by host, port and verdict.
     """
@@ -290,7 +291,13 @@ class EgressProxy:
 
     async def _one_request(self, client: _Peer) -> bool:
         """Serve one request; True when the connection can carry another."""
-        tally = _Tally()
+        try:
+            return await self._recorded_request(client, _Tally())
+        except _Refusal as refusal:
+            await self._refuse(client, refusal)
+            return False
+
+    async def _recorded_request(self, client: _Peer, tally: _Tally) -> bool:
         try:
             request = await self._read_request(client)
             if request is None:
@@ -299,8 +306,7 @@ class EgressProxy:
             return await self._serve_request(client, request, tally)
         except _Refusal as refusal:
             tally.verdict = refusal.verdict
-            await self._refuse(client, refusal)
-            return False
+            raise
         finally:
             if tally.verdict:
                 self._ledger.add(tally)
@@ -329,8 +335,11 @@ class EgressProxy:
             return await self._forward(client, request, upstream, target, tally)
 
     async def _refuse(self, client: _Peer, refusal: _Refusal) -> None:
-        if client.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
+        if client.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            await self._answer(client, refusal)
+        await _linger(client.sock)
+
+    async def _answer(self, client: _Peer, refusal: _Refusal) -> None:
         body = f"sandlot egress proxy: {refusal.advice}\n".encode("ascii", "replace")
         headers = [
             ("Content-Type", "text/plain; charset=us-ascii"),
@@ -343,7 +352,6 @@ class EgressProxy:
         if not client.asked_head:
             await client.send(h11.Data(data=body))
         await client.send(h11.EndOfMessage())
-        await _linger(client.sock)
 
     async def _reach(self, target: _Target) -> socket.socket:
         """A connection to an address of the target that was checked.
@@ -416,12 +424,10 @@ class EgressProxy:
             async with asyncio.timeout(self._limits.header_s):
                 hello = await _read_hello(client.sock, early, host)
         except NotTls as error:
-            tally.verdict = str(error)
-            if str(error) == WRONG_TLS_NAME:
-                loop = asyncio.get_running_loop()
-                await loop.sock_sendall(client.sock, _UNRECOGNISED_NAME_ALERT)
-            await _linger(client.sock)
-            return
+            verdict = str(error)
+            if verdict == WRONG_TLS_NAME:
+                await asyncio.get_running_loop().sock_sendall(client.sock, _UNRECOGNISED_NAME_ALERT)
+            raise _Refusal(403, verdict, f"{host} is refused: {verdict}.") from error
         await asyncio.get_running_loop().sock_sendall(upstream, hello)
         tally.add_sent(len(hello))
         await _relay(client.sock, upstream, tally, self._limits.idle_s)
@@ -539,7 +545,7 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _NUMBER = re.compile(r"(?:\d+|0x[0-9a-f]*)")
 _ABSOLUTE = re.compile(r"http://([^/?#\\]*)([/?][^#]*)?", re.IGNORECASE)
-_AUTHORITY = re.compile(r"([^:\[\]@]+|\[[0-9a-fA-F:.%]*\])(?::(\d{1,5}))?")
+_AUTHORITY = re.compile(r"([^:\[\]@]+|\[[^\[\]]*\])(?::(\d{1,5}))?")
 
 
 def host_matches(host: str, pattern: str) -> bool:
@@ -615,39 +621,41 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authorization proxy-authenticate te trailer"
     b" upgrade proxy-authentication-info".split()
 )
-_Headers = list[tuple[bytes, bytes]]
 
 
-def _end_to_end(headers: Iterable[tuple[bytes, bytes]], *also_drop: bytes) -> _Headers:
+def _end_to_end(
+    message: h11.Request | h11.Response, *also_drop: bytes
+) -> list[tuple[bytes, bytes]]:
     """Headers without those that concern one connection only, named by `Connection` included."""
-    kept = list(headers)
     named = {
         word.strip().lower()
-        for name, value in kept
+        for name, value in message.headers
         if name == b"connection"
         for word in value.split(b",")
     }
     # Framing and routing must not be dropped because a sender says so.
     named -= {b"content-length", b"transfer-encoding", b"host"}
     drop = _HOP_BY_HOP | named | set(also_drop)
-    return [(name, value) for name, value in kept if name not in drop]
+    return [
+        (name, value) for name, value in message.headers.raw_items() if name.lower() not in drop
+    ]
 
 
 def _forwarded_request(request: h11.Request, target: _Target) -> h11.Request:
     authority = target.host if target.port == 80 else f"{target.host}:{target.port}"
     headers = [
-        (b"host", authority.encode()),
-        *_end_to_end(request.headers, b"host", b"expect"),
-        (b"connection", b"close"),
+        (b"Host", authority.encode()),
+        *_end_to_end(request, b"host", b"expect"),
+        (b"Connection", b"close"),
     ]
     assert target.path is not None
     return h11.Request(method=request.method, target=target.path.encode(), headers=headers)
 
 
 def _forwarded_response(response: h11.Response) -> h11.Response:
-    headers = _end_to_end(response.headers, b"transfer-encoding")
-    if any(name == b"transfer-encoding" for name, _ in response.headers):
-        headers = [(name, value) for name, value in headers if name != b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in response.headers)
+    dropped = (b"transfer-encoding", b"content-length") if chunked else ()
+    headers = _end_to_end(response, *dropped)
     return h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)
 
 
