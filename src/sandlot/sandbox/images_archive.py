@@ -361,11 +361,11 @@ def _docker_layers(box: Path) -> list[Path]:
 
 
 def _oci_layers(box: Path) -> list[Path]:
-    manifest = _json(box / "index.json")
+    manifest = _object(box / "index.json")
     for _ in range(4):
         if "manifests" not in manifest:
             break
-        manifest = _json(_blob(box, _choose(manifest["manifests"])))
+        manifest = _object(_blob(box, _choose(manifest["manifests"])))
     layers = manifest.get("layers")
     if not isinstance(layers, list) or not layers:
         raise ImageError("the OCI image's manifest names no layers")
@@ -378,7 +378,8 @@ def _choose(manifests: Any) -> Any:
         raise ImageError("the OCI image's index names no manifests")
     wanted = _ARCHITECTURES.get(platform.machine(), platform.machine())
     for manifest in manifests:
-        if manifest.get("platform", {}).get("architecture", wanted) == wanted:
+        platforms = manifest.get("platform") if isinstance(manifest, dict) else None
+        if not isinstance(platforms, dict) or platforms.get("architecture", wanted) == wanted:
             return manifest
     raise ImageError(f"the OCI image has no manifest for {wanted}")
 
@@ -398,6 +399,13 @@ def _existing(path: Path, name: str) -> Path:
     if not path.is_file() or path.is_symlink():
         raise ImageError(f"the image lacks its part {name}")
     return path
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = _json(path)
+    if not isinstance(value, dict):
+        raise ImageError(f"the image's {path.name[:20]} is no JSON object")
+    return value
 
 
 def _json(path: Path) -> Any:

@@ -136,14 +136,18 @@ async def build_tar(
 
     def tell(line: str) -> None:
         said.append(line)
-        if line.startswith("I: ") and "tempdir" not in line:
-            progress(line[3:])
+        if line.startswith("I: ") and not _INTERNAL.search(line):
+            progress(line[3:].rstrip("."))
 
     command = build_command(recipe, suite, work, host)
     progress(f"building image {recipe.name!r} from {suite} ({len(recipe.packages)} packages)")
     if await run(command, tell) != 0:
         raise _build_failed(recipe, work, said)
     return suite
+
+
+# Stages of mmdebstrap that tell a user nothing.
+_INTERNAL = re.compile(r"tempdir|hook|skipping|architecture|success in|signed-by")
 
 
 def build_command(recipe: Recipe, suite: str, work: Path, host: BuildHost) -> list[str]:
@@ -163,7 +167,7 @@ def build_command(recipe: Recipe, suite: str, work: Path, host: BuildHost) -> li
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--include={','.join(recipe.packages)}",
-        f"--customize-hook={_STRIP_HOOK}",
+        f"--customize-hook={STRIP_HOOK}",
         suite,
         str(work / "image.tar"),
         str(work / "host.sources"),
@@ -189,11 +193,13 @@ if [ -e "$root/usr/bin/python3" ] && [ -d "$root/usr/lib/python3/dist-packages/m
   # Otherwise the first plot in every sandbox spends seconds on a list of fonts.
   HOME=/root chroot "$root" python3 -c 'import matplotlib.font_manager' || true
 fi
+# Not /tmp: mmdebstrap keeps its apt.conf there, and without it its last apt-get calls would clean
+# the lists and the cache of the building machine instead of the image's.
 rm -rf "$root"/var/log/*.log "$root"/var/log/apt/* "$root"/var/cache/debconf/*-old \
-  "$root"/var/cache/ldconfig/aux-cache "$root"/tmp/* "$root"/var/tmp/*
+  "$root"/var/cache/ldconfig/aux-cache
 """
 # In the command itself: inside a user namespace a file in the cache may be out of reach.
-_STRIP_HOOK = f"sh -s \"$1\" <<'STRIP'\n{_STRIP}STRIP\n"
+STRIP_HOOK = f"sh -s \"$1\" <<'STRIP'\n{_STRIP}STRIP\n"
 
 
 def _build_failed(recipe: Recipe, work: Path, said: Sequence[str]) -> ImageError:
