@@ -86,6 +86,6 @@ async def test_an_error_that_will_not_pass_is_raised_at_once() -> None:
         tries.append(1)
         raise ModelError("no such model", status=404)
 
-    with pytest.raises(ModelError, match="^no such model$"):
+    with pytest.raises(ModelError, match=r"^no such model$"):
         await with_retries(attempt, RetryPolicy(), Waiter(sleep, lambda: 0.0, lambda: 0.0))
     assert len(tries) == 1
