@@ -341,7 +341,7 @@ def _read_npm(host: _Host) -> dict[str, str]:
         if name.lower() == "npm_config_registry" and value:
             raw["registry"] = (value, f"environment: {name}")
     if "registry" not in raw:
-        asked = host.run(["npm", "config", "get", "registry"]).split()
+        asked = host.run(["npm", "config", "get", "registry", "--logs-max=0"]).split()
         if asked and asked[-1].startswith("http"):
             raw["registry"] = (asked[-1], "npm config get registry")
     cleaned = {key: host.url(value, where) for key, (value, where) in raw.items()}
