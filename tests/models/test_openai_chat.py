@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
+import anyio
 import pytest
 
 from sandlot.core.errors import ConfigError, ContextOverflow, ModelError
@@ -311,6 +312,13 @@ async def test_a_truncated_stream_is_asked_for_again(dropped: bool) -> None:
     assert len(server.requests) == 2
 
 
+async def test_a_stream_that_says_it_is_done_needs_no_finish_reason() -> None:
+    _, on_delta = chunks()
+    async with talking(Stream(as_events(reply("4"))[:-1])) as (model, _):
+        completion = await model.complete(ASK, on_delta=on_delta)
+    assert (completion.message.text, completion.finish_reason) == ("4", "stop")
+
+
 async def test_a_server_that_ignores_streaming_is_understood() -> None:
     seen, on_delta = chunks()
     async with talking(Status(200, reply("4"))) as (model, _):
@@ -505,6 +513,20 @@ async def test_other_refusals_that_speak_of_tools_do_not_switch_to_text(text: st
         with pytest.raises(ModelError):
             await model.complete(ASK, [BASH])
     assert model.tool_calls == "auto"
+
+
+async def test_rollouts_that_share_a_model_all_survive_the_switch_to_text() -> None:
+    """The refusals of requests already under way arrive after the first one has switched."""
+
+    def answer(request: FakeRequest) -> Answer:
+        refused = "tools" in request.json
+        return failure(400, "m does not support tools") if refused else reply("done")
+
+    async with talking(script=answer) as (model, _):
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(model.complete, ASK, [BASH])
+        assert len(model.notes) == 1
 
 
 async def test_native_only_reports_the_refusal_instead() -> None:

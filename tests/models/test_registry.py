@@ -34,6 +34,11 @@ def test_an_unknown_provider_is_an_error_that_lists_what_there_is(spec: str) -> 
         build_model(spec, SETTINGS)
 
 
+def test_a_bare_model_name_is_told_how_to_be_written() -> None:
+    with pytest.raises(ConfigError, match="PROVIDER/NAME, such as openai/gpt-5"):
+        build_model("gpt-5", SETTINGS)
+
+
 def test_a_misspelt_provider_gets_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'openai'"):
         build_model("opnai/gpt", SETTINGS)

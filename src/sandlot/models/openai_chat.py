@@ -116,6 +116,7 @@ class OpenAIChatModel:
         Each adaptation happens once in a model's life, so the loop ends.
         """
         while True:
+            form = self._form()
             body = self._body(messages, tools, sampling, stream=on_delta is not None)
             try:
                 with anyio.fail_after(self._timeout_s):
@@ -125,7 +126,8 @@ class OpenAIChatModel:
                     f"{self._endpoint.shown_url} gave no whole reply in {self._timeout_s:g} s"
                 ) from None
             except Refusal as refusal:
-                if not self._adapt(refusal, messages, tools):
+                # Another rollout may have adapted this model while the request was under way.
+                if self._form() == form and not self._adapt(refusal, messages, tools):
                     # The refusal's cause may quote the request; it is cut off with its secrets.
                     raise self._endpoint.to_error(refusal) from None
 
@@ -220,12 +222,13 @@ class OpenAIChatModel:
                 self._add_event(reply, payload)
         for payload in lines.finish():
             self._add_event(reply, payload)
-        if reply.finish_reason is None:
+        if reply.finish_reason is None and not reply.done:
             raise TransientError(f"{self._endpoint.shown_url} ended a stream before its reply did")
         return reply.whole()
 
     def _add_event(self, reply: StreamedReply, payload: bytes) -> None:
         if payload in (b"", b"[DONE]"):
+            reply.done = reply.done or bool(payload)
             return
         try:
             chunk = json.loads(payload)
@@ -259,6 +262,10 @@ class OpenAIChatModel:
         return reply
 
     # What a server does not know
+
+    def _form(self) -> tuple[object, ...]:
+        """All that `_adapt` may change."""
+        return self.tool_calls, self.sees_images, self._reply_limit_field, self._stream_usage
 
     def _adapt(
         self, refusal: Refusal, messages: Sequence[Message], tools: Sequence[ToolSpec]

@@ -359,6 +359,7 @@ class StreamedReply:
     on_delta: OnDelta
     message: dict[str, Any] = field(default_factory=dict)
     finish_reason: str | None = None
+    done: bool = False
     usage: Any = None
     head: dict[str, Any] = field(default_factory=dict)
     _calls: list[dict[str, Any]] = field(default_factory=list)

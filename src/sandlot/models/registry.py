@@ -47,7 +47,10 @@ def build_model(spec: str, settings: ModelSettings) -> Model:
     provider, name = _split(spec)
     builder = _BUILDERS.get(provider) or _plugged_in(provider)
     if builder is None:
-        raise unknown_name("model provider", provider, known_providers())
+        error = unknown_name("model provider", provider, known_providers())
+        raise ConfigError(
+            f"{error} A model is written PROVIDER/NAME, such as openai/{name or spec}."
+        )
     return builder(name, settings)
 
 
