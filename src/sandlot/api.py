@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, ImageError, InputError, unknown_name
@@ -25,12 +25,16 @@ from sandlot.sandbox.policy import Limits, Mount, Network, Policy
 from sandlot.settings import Settings, resolve
 
 if TYPE_CHECKING:
+    from sandlot.agent.budget import Budget
     from sandlot.agent.control import Control
+    from sandlot.agent.prompts import Profile
     from sandlot.models.base import Model, Sampling
     from sandlot.sandbox.base import Sandbox as StartedSandbox
 
 IMAGE_FALLBACKS = ("base", "host")
 FINISHED = (StopReason.SUBMITTED, StopReason.ANSWERED)
+_BACKENDS = "sandlot.sandboxes"
+_PROFILES = {"local": "compact"}
 _LIMITS = {
     "memory": "memory_bytes",
     "cpus": "cpus",
@@ -245,6 +249,7 @@ async def execute(
     """Do a job: check everything that is free to check, open the sandbox, run, collect, record."""
     environ = os.environ if environ is None else environ
     prepared = _prepare(job, settings)
+    settings = prepared.settings
     try:
         directory = _directory(job, settings, clock)
         watch.opened(directory)
@@ -252,7 +257,7 @@ async def execute(
         manifest = _manifest(job, settings, prepared, directory, clock)
         directory = directory.with_manifest(redactor.value(manifest))
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
-        manifest |= {"image": await _image_record(settings, image)}
+        manifest |= {"image": _image_record(settings, image)}
         directory = directory.with_manifest(redactor.value(manifest))
         with Recorder(directory.trajectory_path, redactor=redactor, clock=clock) as recorder:
             trajectory = await _roll(job, settings, prepared, watch, directory, recorder, box)
@@ -318,10 +323,11 @@ async def _roll(
 class _Prepared:
     """What could be made ready, and refused, before anything was started or paid for."""
 
+    settings: Settings
     task: Task
     model: Model
-    profile: Any
-    budget: Any
+    profile: Profile
+    budget: Budget
     sampling: Sampling
     policy: Policy
 
@@ -335,14 +341,17 @@ def _prepare(job: Job, settings: Settings) -> _Prepared:
     if not job.prompt.strip() and job.how != "resume":
         raise ConfigError("the prompt is empty; say what is to be done")
     check_backend(settings.backend)
-    policy = policy_of(settings)
+    profile = _profile(settings)
+    settings = _with_profile(settings, profile)
+    policy = replace(policy_of(settings), working_dir=profile.working_dir)
     return _Prepared(
+        settings=settings,
         task=Task(
             id=slugify(job.prompt),
             prompt=job.prompt,
             input_dir=str(job.input.resolve()) if job.input is not None else None,
         ),
-        profile=_profile(settings),
+        profile=profile,
         budget=Budget(
             max_turns=settings.max_turns,
             max_tokens=settings.max_tokens,
@@ -368,26 +377,45 @@ def _model(settings: Settings) -> Model:
             "no model is named: pass -m openai/NAME (with --base-url for a server of your own), "
             "-m anthropic/NAME or -m local, or set SANDLOT_MODEL or `model` in sandlot.toml"
         )
+    base_url = settings.base_url
+    if settings.sources.get("base_url") == "OPENAI_BASE_URL" and not _speaks_openai(settings.model):
+        base_url = None
     return build_model(
         settings.model,
         ModelSettings(
-            base_url=settings.base_url,
+            base_url=base_url,
             api_key=settings.api_key,
             anthropic_api_key=settings.anthropic_api_key,
-            tool_calls=settings.tool_calls,
+            tool_calls=cast(Any, settings.tool_calls),
             timeout_s=settings.model_timeout,
             max_retries=settings.max_retries,
         ),
     )
 
 
-def _profile(settings: Settings) -> Any:
+def _speaks_openai(model: str) -> bool:
+    return model.startswith("openai/")
+
+
+def _profile(settings: Settings) -> Profile:
+    """The profile asked for; where none was, a small model gets one that it can follow."""
     from sandlot.agent.prompts import load_profile, load_prompt_file
 
-    profile = load_profile(settings.profile)
-    if settings.prompt is None:
+    provider = (settings.model or "").partition(":")[0]
+    profile = load_profile(settings.profile or _PROFILES.get(provider, "general"))
+    if settings.prompt_file is None:
         return profile
-    return load_prompt_file(Path(settings.prompt), profile)
+    return load_prompt_file(Path(settings.prompt_file), profile)
+
+
+def _with_profile(settings: Settings, profile: Profile) -> Settings:
+    """The profile's own words take the place of defaults, never of what was asked for."""
+    words = {
+        name: getattr(profile, name)
+        for name in ("tool_calls", "max_turns")
+        if not settings.asked(name)
+    }
+    return replace(settings, **words)
 
 
 def policy_of(settings: Settings, mounts: tuple[Mount, ...] = ()) -> Policy:
@@ -444,13 +472,13 @@ async def open_computer(
     raise AssertionError("unreachable: the last image either opened or raised")
 
 
-async def _image_record(settings: Settings, image: str) -> dict[str, Any]:
+def _image_record(settings: Settings, image: str) -> dict[str, Any]:
     from sandlot.sandbox.images import ImageStore
 
     if image == "host" or settings.backend != "bubblewrap":
         return {"name": image}
     resolved = ImageStore(settings.cache_dir).resolve(image)
-    return {"name": image, "digest": getattr(resolved, "digest", None)}
+    return {"name": image, "digest": resolved.digest}
 
 
 def _directory(job: Job, settings: Settings, clock: Callable[[], float]) -> RunDirectory:
@@ -487,7 +515,10 @@ def _manifest(
         },
         "image": {"name": settings.image},
         "sampling": to_json(prepared.sampling),
-        "profile": {"digest": digest(prepared.profile), **to_json(prepared.profile)},
+        "profile": {
+            "digest": digest(prepared.profile),
+            **to_json(prepared.profile),
+        },
         "policy": to_json(prepared.policy),
         "settings": settings.public(),
         "sources": dict(settings.sources),
@@ -520,9 +551,6 @@ def check_backend(name: str) -> None:
     known = {"bubblewrap", "fake", *(point.name for point in entry_points(group=_BACKENDS))}
     if name not in known:
         raise unknown_name("sandbox backend", name, known)
-
-
-_BACKENDS = "sandlot.sandboxes"
 
 
 def check_input(path: Path | None) -> None:

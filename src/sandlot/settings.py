@@ -137,7 +137,7 @@ SETTINGS: dict[str, _Setting] = {
     "anthropic_api_key": _Setting(_text, variables=("ANTHROPIC_API_KEY",)),
     "tool_calls": _Setting(_one_of("tool-calls", TOOL_CALLS), "auto"),
     "model_timeout": _Setting(_required_duration, 600.0),
-    "max_retries": _Setting(_number(int, 0), 5),
+    "max_retries": _Setting(_number(int, 0), 6),
     "temperature": _Setting(_number(float, 0)),
     "top_p": _Setting(_number(float, 0)),
     "seed": _Setting(_number(int, 0)),
@@ -152,8 +152,8 @@ SETTINGS: dict[str, _Setting] = {
     "processes": _Setting(_optional(_number(int, 1)), 1024),
     "disk": _Setting(parse_size, 2 * 2**30),
     "timeout": _Setting(_required_duration, 120.0),
-    "profile": _Setting(_text, "general"),
-    "prompt": _Setting(_text),
+    "profile": _Setting(_text),
+    "prompt_file": _Setting(_text),
     "max_turns": _Setting(_number(int, 1), 100),
     "max_tokens": _Setting(_optional(_number(int, 1))),
     "time_limit": _Setting(parse_duration),
@@ -177,7 +177,7 @@ class Settings:
     anthropic_api_key: str | None = field(default=None, repr=False)
     tool_calls: str = "auto"
     model_timeout: float = 600.0
-    max_retries: int = 5
+    max_retries: int = 6
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -192,8 +192,8 @@ class Settings:
     processes: int | None = 1024
     disk: int | None = 2 * 2**30
     timeout: float = 120.0
-    profile: str = "general"
-    prompt: str | None = None
+    profile: str | None = None
+    prompt_file: str | None = None
     max_turns: int = 100
     max_tokens: int | None = None
     time_limit: float | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,9 +65,6 @@ def run(
     runs: options.Runs = None,
 ) -> None:
     arguments = options.setting_arguments(locals())
-    if prompt_file is not None:
-        arguments["prompt"] = str(prompt_file)
-    arguments.pop("prompt" if prompt_file is None else "", None)
     if resume is not None:
         _resume(prompt, resume, arguments, input_dir, output_dir, keep, as_json)
         return
@@ -194,6 +190,6 @@ def _recorded(opened: list[RunDirectory], settings: Settings) -> RunResult | Non
 
     try:
         directory = opened[0]
-        return replace(result_of(directory, directory.trajectory(), settings))
+        return result_of(directory, directory.trajectory(), settings)
     except (IndexError, RecordError):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import datetime
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,27 +21,16 @@ def ps(as_json: options.Json = False) -> None:
     from sandlot.sandbox.registry import list_leases
     from sandlot.settings import resolve
 
-    leases = list_leases(resolve().state_dir)
+    leases = list_leases(resolve().state_dir, os.environ)
     if as_json:
         print(json.dumps([to_json(lease) for lease in leases], default=str))
         return
     for lease in leases:
         state = "alive" if lease.alive else "dead (sandlot reap)"
-        started = _when(lease.started_at)
-        print(
-            clean(
-                f"{lease.id}  pid {lease.pid}  {lease.backend}  {lease.sandboxes} sandboxes  "
-                f"{started}  {state}"
-            )
-        )
+        owner = f"{lease.id}  pid {lease.pid}  {lease.backend}"
+        print(clean(f"{owner}  {lease.sandboxes} sandboxes  {state}"))
     if not leases:
         say("no sandbox runs")
-
-
-def _when(at: Any) -> str:
-    if isinstance(at, int | float):
-        return datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
-    return str(at)
 
 
 def reap() -> None:
@@ -49,7 +38,7 @@ def reap() -> None:
     from sandlot.sandbox.registry import reap as reap_state
     from sandlot.settings import resolve
 
-    removed = asyncio.run(reap_state(resolve().state_dir))
+    removed = asyncio.run(reap_state(resolve().state_dir, os.environ))
     for line in removed:
         print(clean(line))
     if not removed:
