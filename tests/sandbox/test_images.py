@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sandlot.core.errors import ImageError
+from sandlot.core.errors import ImageError, SandboxUnavailable
 from sandlot.sandbox.images import ImageStore, host_layers, unpack_plain
 from sandlot.sandbox.images_build import (
     STRIP_HOOK,
@@ -245,8 +245,13 @@ async def test_a_full_disk_names_the_path_and_the_need(store: ImageStore, rootfs
     async def fill(tar: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(ImageError, match=r"no space left on the disk of .*rootfs.* MiB needed"):
-        await store.rootfs(info.digest, "single", fill)
+    async def fill_by_a_program(tar: Path, target: Path) -> None:
+        raise SandboxUnavailable("tar: usr/x: Cannot write: No space left on device")
+
+    for unpack in (fill, fill_by_a_program):
+        with pytest.raises(ImageError, match=r"no space left on the disk of .*rootfs.* MiB needed"):
+            await store.rootfs(info.digest, "single", unpack)
+        assert list((store.cache / "rootfs").iterdir()) == []
 
 
 async def test_unpacking_for_one_id_drops_set_id_bits(store: ImageStore) -> None:
@@ -438,7 +443,7 @@ async def test_a_damaged_oci_blob_is_refused(store: ImageStore, tmp_path: Path) 
     write_oci_layout(tmp_path / "oci", tar_bytes(*LOWER))
     for blob in (tmp_path / "oci/blobs/sha256").iterdir():
         blob.write_bytes(blob.read_bytes() + b" ")
-    with pytest.raises(ImageError, match="blob sha256:.* is damaged"):
+    with pytest.raises(ImageError, match=r"blob sha256:.* is damaged"):
         await store.import_(tmp_path / "oci", "oci")
 
 
@@ -629,6 +634,21 @@ async def test_a_failed_build_shows_what_apt_said_and_leaves_nothing(
         await store.build("base", lambda _: None)
     assert store.list() == []
     assert list((store.cache / "partial").iterdir()) == []
+
+
+async def test_a_cancelled_build_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, machine: Path
+) -> None:
+    store = building_store(tmp_path, machine, FakeBuild())
+    started = asyncio.Event()
+    task = asyncio.ensure_future(store.build("base", lambda _: started.set()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert store.list() == []
+    assert list((store.cache / "partial").iterdir()) == []
+    assert (await store.build("base", lambda _: None)).name == "base"
 
 
 async def test_only_known_images_can_be_built(store: ImageStore) -> None:

@@ -26,7 +26,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from sandlot.core.errors import ImageError
+from sandlot.core.errors import ImageError, SandlotError
 from sandlot.sandbox.images_archive import Stopped, normalize
 from sandlot.sandbox.images_build import (
     RECIPES,
@@ -358,11 +358,19 @@ class ImageStore:
             if target.exists():
                 await remove_tree(target)
             # Ids of a user namespace must be able to pass through, not to list.
-            target.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.chmod(0o711)
             _require_space(target.parent, size)
             progress("unpacking the image (once)")
-            target.mkdir(mode=0o755)
-            await unpack(self.tar(digest), target)
+            target.mkdir()
+            target.chmod(0o755)
+            try:
+                await unpack(self.tar(digest), target)
+            except (OSError, SandlotError) as exc:
+                await remove_tree(target)
+                if "No space left" in str(exc):
+                    raise _disk_full(target, size) from exc
+                raise
             _write_whole(_stamp(target), digest + "\n")
 
     # -- one at a time ------------------------------------------------------------------------

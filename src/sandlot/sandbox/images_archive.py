@@ -229,6 +229,8 @@ def normalize(
         _flatten(layers, out, path, progress, stop)
     except _DAMAGED as exc:
         raise ImageError(f"{path} is damaged or no archive of a known kind: {exc}") from exc
+    except PermissionError as exc:
+        raise ImageError(f"{exc.filename} cannot be read: import it as a user who can") from exc
 
 
 def _layers(path: Path, work: Path, stop: threading.Event) -> list[Path]:
@@ -320,11 +322,8 @@ def _pack(folder: Path, work: Path) -> Path:
     def keep(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return None if mounted.match(info.name) else info
 
-    try:
-        with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
-            archive.add(folder, arcname=".", filter=keep)
-    except PermissionError as exc:
-        raise ImageError(f"{exc.filename} cannot be read: import it as a user who can") from exc
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add(folder, arcname=".", filter=keep)
     return out
 
 
