@@ -295,9 +295,7 @@ async def test_broken_arguments_are_kept_as_the_model_wrote_them() -> None:
 
 
 async def test_numbers_written_as_text_are_taken() -> None:
-    reply = call(
-        "str_replace_editor", {"command": "view", "path": "/f", "view_range": ["1", 2.0]}
-    )
+    reply = call("str_replace_editor", {"command": "view", "path": "/f", "view_range": ["1", 2.0]})
     trajectory = await play(reply, submit(), sandbox=FakeSandbox(files={"/f": "a\nb\nc\n"}))
     assert trajectory.turns[0].tool_results[0].ok
 

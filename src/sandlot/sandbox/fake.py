@@ -162,7 +162,7 @@ class FakeSandbox:
 
     async def stat(self, path: str) -> FileInfo:
         self._check_usable()
-        return _info(path, self._node(path, follow=path.endswith("/")))
+        return _info(path, self._node(path, follow=path.endswith(("/", "/."))))
 
     async def list_dir(self, path: str) -> list[FileInfo]:
         self._check_usable()

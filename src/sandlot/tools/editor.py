@@ -172,9 +172,13 @@ async def _insert(arguments: Mapping[str, Any], context: ToolContext) -> Observa
 async def _is_folder(sandbox: Sandbox, path: str) -> bool:
     """Also true for a link to a folder, which a plain stat does not follow."""
     info = await sandbox.stat(path)
-    if info.kind == "link":
-        info = await sandbox.stat(path.rstrip("/") + "/.")
-    return info.kind == "directory"
+    if info.kind != "link":
+        return info.kind == "directory"
+    try:
+        await sandbox.list_dir(path)
+    except SandboxFileError:
+        return False
+    return True
 
 
 async def _exists(sandbox: Sandbox, path: str) -> bool:
