@@ -217,11 +217,7 @@ class BubblewrapSandbox:
 
     async def load_state(self, source: Path) -> None:
         """The upper layer cannot change under a mounted overlay: the inside is started anew."""
-        with tarfile.open(source) as tar:
-            member = tar.extractfile(_STATE_NAME)
-            if member is None:
-                raise SandboxFileError(str(source), "is not a kept sandbox")
-            state = json.load(member)
+        state = _read_state(source)
         async with self._queue:
             await self._alive().stop()
             await self._start_inner(source)
@@ -567,6 +563,16 @@ class _Inner:
             await asyncio.sleep(_WATCHDOG_S)
             if self.tree.resident_bytes() > limit:
                 self.tree.kill_largest({1, self._shell.pid if self._shell else 1})
+
+
+def _read_state(source: Path) -> dict[str, str]:
+    try:
+        with tarfile.open(source, "r:") as tar:
+            member = tar.extractfile(_STATE_NAME)
+            state = json.load(member) if member else {}
+            return {name: str(state[name]) for name in ("working_dir", "exports")}
+    except (OSError, KeyError, ValueError, tarfile.TarError) as exc:
+        raise SandboxFileError(str(source), "is not a kept sandbox, or is damaged") from exc
 
 
 def _has(group: Cgroup | None, controller: str) -> bool:

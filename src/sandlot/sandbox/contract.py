@@ -85,6 +85,7 @@ class Script:
     restarted: bool | None = None
     needs: tuple[str, ...] = ()
     stderr_has: str = ""
+    silent: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -251,6 +252,10 @@ SCRIPTS: tuple[Script, ...] = (
     Script("a file that cannot be executed gives 126", ("touch f; ./f",), "", 126),
     Script("death by TERM gives 143", ("bash -c 'kill -TERM $$'",), "", 143),
     Script("death by KILL gives 137", ("bash -c 'kill -KILL $$'",), "", 137),
+    Script("signals are ignored by nobody but who asked for it",
+           ("grep SigIgn /proc/self/status",), "SigIgn:\t0000000000000000\n", needs=("processes",)),
+    Script("a broken pipe ends its writer silently", ("yes | head -n1",), "y\n", silent=True),
+    Script("an interrupt ends a child", ("bash -c 'kill -INT $$; echo on'; echo $?",), "130\n"),
     Script("death by SEGV gives 139", ("bash -c 'kill -SEGV $$'",), "", 139),
     Script("exit 3 gives 3 and a new shell", ("exit 3",), "", 3, restarted=True),
     Script("exit keeps what was printed", ("echo bye; exit 0",), "bye\n", 0, restarted=True),
@@ -355,6 +360,8 @@ async def _run_script(box: Sandbox, script: Script) -> None:
         equal(result.exit_code, script.exit_code, f"exit code of {last!r}")
     if script.restarted is not None:
         equal(result.shell_restarted, script.restarted, f"shell_restarted of {last!r}")
+    if script.silent:
+        equal(result.stderr, "", f"error output of {last!r}")
     require(script.stderr_has in result.stderr, f"no {script.stderr_has!r} in {result.stderr!r}")
     if script.restarted or script.exit_code is not None:
         again = await within(15, "the next command", box.exec("true", 10))
@@ -396,7 +403,7 @@ async def _(box: Sandbox) -> None:
 
 @_boxed("half a character in a command does not wedge the shell", "shell")
 async def _(box: Sandbox) -> None:
-    with contextlib.suppress(SandboxError):
+    with contextlib.suppress(SandboxError, ValueError):
         await within(15, "a command with a lone surrogate", box.exec("echo a\ud800b", 5))
     await alive(box)
 

@@ -9,7 +9,6 @@ nothing else. What it cannot see: what travels inside TLS, to a name that is all
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import re
 import socket
@@ -46,7 +45,7 @@ WRONG_TLS_NAME = "TLS name does not match"
 
 _CHUNK_BYTES = 64 * 1024
 _SMALL_BUFFER, _LARGE_BUFFER = 16 * 1024, 128 * 1024
-_HELLO_BYTES = 64 * 1024
+_HELLO_BYTES, _HELLO_RECORDS = 16 * 1024, 16
 _ADDRESSES_TRIED = 4
 _UNRECOGNISED_NAME_ALERT = b"\x15\x03\x03\x00\x02\x02\x70"
 
@@ -76,10 +75,14 @@ class NotTls(ValueError):
 
 
 class _Refusal(Exception):
-    """A request that ends here; `advice` is the text that the model reads."""
+    """A request that ends here; `advice` is the text that the model reads.
 
-    def __init__(self, status: int, verdict: str, advice: str) -> None:
+    `asked` is what stood in the place of a name, where that was no name.
+    """
+
+    def __init__(self, status: int, verdict: str, advice: str, asked: str = "") -> None:
         super().__init__(advice)
+        self.asked = asked
         self.status = status
         self.verdict = verdict
         self.advice = advice
@@ -258,19 +261,18 @@ class EgressProxy:
             sock, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:
-            self._pause(error)
+        except OSError:
+            self._pause()
             return
         sock.setblocking(False)
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._connections.add(task)
         task.add_done_callback(lambda done: self._ended(done, sock))
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self) -> None:
         """Out of descriptors or memory: try again in a moment instead of spinning."""
         self._unwatch()
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            self._retry = asyncio.get_running_loop().call_later(0.2, self._watch)
+        self._retry = asyncio.get_running_loop().call_later(0.2, self._watch)
 
     def _ended(self, task: asyncio.Task[None], sock: socket.socket) -> None:
         # A task that is cancelled before its first step never reaches its own `finally`.
@@ -306,6 +308,7 @@ class EgressProxy:
             return await self._serve_request(client, request, tally)
         except _Refusal as refusal:
             tally.verdict = refusal.verdict
+            tally.host = tally.host or refusal.asked
             raise
         finally:
             if tally.verdict:
@@ -605,8 +608,12 @@ def _read_name(text: str) -> str:
     """
     name = text.lower().removesuffix(".")
     if name.startswith("[") or _NUMBER.fullmatch(name.rpartition(".")[2]):
+        asked = name[:64]
         raise _Refusal(
-            403, NOT_A_NAME, "addresses are refused: this computer reaches hosts by name only."
+            403,
+            NOT_A_NAME,
+            f"{asked} is refused: this computer reaches hosts by name only, never by address.",
+            asked,
         )
     if len(name) > 253 or not _NAME.fullmatch(name):
         raise _malformed("the host is not a host name")
@@ -662,6 +669,8 @@ def _forwarded_response(response: h11.Response) -> h11.Response:
 async def _read_hello(sock: socket.socket, data: bytes, host: str) -> bytes:
     """The client's first bytes, up to a whole TLS hello that is meant for `host`.
 
+    A hello that hides its name (ECH) shows another one outside, and is refused.
+
     Raises:
         NotTls: they are something else (the message is a verdict).
     """
@@ -700,32 +709,36 @@ def read_client_hello(data: bytes) -> ClientHello | None:
 
 
 def _handshake_body(data: bytes) -> bytes | None:
-    """The first handshake message, put together from its records; None where it is not whole."""
+    """The first handshake message, put together from its records; None where it is not whole.
+
+    Few records are taken: a hello in slivers, parsed again at each read, would cost us time.
+    """
     message = b""
     position = 0
-    while len(message) < 4 or len(message) - 4 < int.from_bytes(message[1:4]):
+    for _ in range(_HELLO_RECORDS):
         header = data[position : position + 5]
         _check_record_start(header)
         length = int.from_bytes(header[3:5])
-        if len(header) == 5 and not 0 < length <= 16384:
-            raise NotTls(NOT_TLS)
         message += data[position + 5 : position + 5 + length]
         _check_handshake_start(message)
-        if len(header) < 5 or len(data) < position + 5 + length:
-            return None
         position += 5 + length
-    return message[4 : 4 + int.from_bytes(message[1:4])]
+        if len(header) < 5 or len(data) < position:
+            return None
+        if len(message) >= 4 and len(message) - 4 >= int.from_bytes(message[1:4]):
+            return message[4 : 4 + int.from_bytes(message[1:4])]
+    raise NotTls(NOT_TLS)
 
 
 def _check_record_start(header: bytes) -> None:
     if header[:1] not in (b"", b"\x16") or header[1:2] not in (b"", b"\x03"):
         raise NotTls(NOT_TLS)
+    if len(header) == 5 and not 0 < int.from_bytes(header[3:5]) <= 16384:
+        raise NotTls(NOT_TLS)
 
 
 def _check_handshake_start(message: bytes) -> None:
-    if message[:1] not in (b"", b"\x01") or int.from_bytes(message[1:4].ljust(3, b"\0")) > (
-        _HELLO_BYTES if len(message) >= 4 else 0xFFFFFF
-    ):
+    too_long = len(message) >= 4 and int.from_bytes(message[1:4]) > _HELLO_BYTES
+    if message[:1] not in (b"", b"\x01") or too_long:
         raise NotTls(NOT_TLS)
 
 

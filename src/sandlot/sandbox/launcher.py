@@ -45,6 +45,14 @@ PAGE_BYTES = 100_000  # an answer must fit the default send buffer of a socket
 STAGE = "/tmp"  # inside the child's own mount namespace only; every system has it
 PROXY_PORT = 3128
 
+CHANGED_SIGNALS = (
+    signal.SIGCHLD,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGPIPE,  # ignored by Python itself, as is the next
+    signal.SIGXFSZ,
+)
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -526,7 +534,8 @@ def run(request, fds, reply, userns):
 def handle(request, fds, control, namespaces):
     reply = socket.socket(fileno=fds[0])
     control.close()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in CHANGED_SIGNALS:  # an ignored signal would stay ignored in all that runs inside
+        signal.signal(number, signal.SIG_DFL)
     try:
         userns = namespaces.get("fd")
         if request["op"] == "start":

@@ -170,7 +170,7 @@ class Shell:
 
     def _send(self, name: str, command: str) -> None:
         text = self._control / f"{name}.c"
-        text.write_bytes(command.encode("utf-8", "surrogateescape") + b"\n")
+        text.write_bytes(_encode(command) + b"\n")
         here = f"{CONTROL_DIR}/{name}"
         # `||` keeps `set -e` from ending the shell where $? of the last command is given back.
         prefix = f"__sandlot_status {self._last_status} || " if self._last_status else ""
@@ -306,6 +306,14 @@ class Shell:
         if self._tree is None:
             raise SandboxDied(DeathCause.START_FAILED, "the sandbox was not started")
         return self._tree
+
+
+def _encode(command: str) -> bytes:
+    """Bytes that came in as surrogate escapes go out as they were; half a character becomes `?`."""
+    try:
+        return command.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return command.encode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
