@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
-from sandlot.core.errors import ImageError
+import pytest
+
+from sandlot.core.errors import ImageError, SandboxUnavailable
 from sandlot.sandbox.base import Sandbox
-from sandlot.sandbox.contract import MakeSandbox
+from sandlot.sandbox.contract import MakeSandbox, opened
 from sandlot.sandbox.images import ImageStore
 from sandlot.sandbox.policy import Policy
 from sandlot.sandbox.registry import open_sandbox
@@ -46,4 +49,21 @@ def maker(state: Path) -> MakeSandbox:
             progress=lambda _: None,
         )
 
+    return make
+
+
+def proved_maker(state: Path) -> MakeSandbox:
+    """A factory, proved once by a start; a machine that cannot run it skips and says why."""
+    make = maker(state)
+
+    async def prove() -> None:
+        async with opened(make):
+            pass
+
+    try:
+        asyncio.run(prove())
+    except SandboxUnavailable as exc:
+        if REQUIRED:
+            raise
+        pytest.skip(f"bubblewrap cannot run here: {exc}")
     return make

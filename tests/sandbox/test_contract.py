@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from sandlot.core.errors import SandboxUnavailable
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import (
     CAPABILITIES,
@@ -25,7 +20,6 @@ from sandlot.sandbox.contract import (
 )
 from sandlot.sandbox.fake import FakeSandbox
 from sandlot.sandbox.policy import Policy
-from sandbox.backends import REQUIRED, maker
 
 FAKE_CHECKS = [check for check in CHECKS if not check.needs]
 
@@ -39,24 +33,6 @@ def _params(checks: list[Check] | tuple[Check, ...]) -> list[object]:
         pytest.param(check, id=check.name, marks=[pytest.mark.slow] if check.slow else [])
         for check in checks
     ]
-
-
-@pytest.fixture(scope="session")
-def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeSandbox]:
-    """A factory, proved once by a start; a machine that cannot run it skips and says why."""
-    make = maker(tmp_path_factory.mktemp("state"))
-
-    async def prove() -> None:
-        async with opened(make):
-            pass
-
-    try:
-        asyncio.run(prove())
-    except SandboxUnavailable as exc:
-        if REQUIRED:
-            raise
-        pytest.skip(f"bubblewrap cannot run here: {exc}")
-    yield make
 
 
 @pytest.mark.parametrize("check", _params(FAKE_CHECKS))
