@@ -268,7 +268,9 @@ async def test_addresses_are_refused_in_every_notation(host: str) -> None:
     async with world() as w:
         assert status(await w.say(connect(host))) == 403
         assert status(await w.say(get(f"http://{host}/"))) == 403
-        assert {r.verdict for r in w.records()} == {"address instead of name"}
+        records = w.records()
+        assert {r.verdict for r in records} == {"address instead of name"}
+        assert {r.host for r in records} == {host.removesuffix(".")}
         assert w.dialled == []
 
 
@@ -601,6 +603,7 @@ def test_hello_split_over_records_is_put_together() -> None:
         b"\x16\x03\x01\0\x04\x02\0\0\0",
         b"\x16\x03\x01\0\x04\x01\xff\xff\xff",
         b"\x16\x03\x01\0\x05\x01\0\0\x01x",
+        b"".join(b"\x16\x03\x01\0\x01" + bytes([byte]) for byte in hello("a.example")[5:]),
         hello("a.example", extra=hello("b.example")[-18:]),
         hello(""),
     ],
