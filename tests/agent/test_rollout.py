@@ -448,6 +448,17 @@ async def test_an_observation_that_differs_starts_the_rollout_over() -> None:
     assert model.requests[0].messages == history.messages[:2]
 
 
+async def test_starting_over_takes_a_sandbox_without_the_traces_of_the_replay() -> None:
+    history = await interrupted(ToolFinished, 2, ANSWER, bash("echo 4"), submit())
+    model = ScriptedModel(edit("view", "/testbed/output/answer.txt"), submit())
+    first = FakeSandbox({"echo 4": "5\n"})
+    done = await resume_rollout(history, model=model, sandbox=first, spare=FakeSandbox)
+    assert "does not exist" in observations(done)[0]
+    assert (done.stop_reason, done.answer) == (StopReason.SUBMITTED, None)
+    with pytest.raises(SandboxDied, match="closed"):
+        await first.stat("/")
+
+
 async def test_a_reply_without_all_its_results_gets_the_missing_ones() -> None:
     both = calls(bash("echo 4"), ANSWER)
     history = await interrupted(ToolFinished, 1, both, submit())

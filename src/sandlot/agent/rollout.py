@@ -7,12 +7,13 @@ sink of events. Messages are only ever appended, so that a server's prefix cache
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,15 +27,14 @@ from sandlot.agent.calls import (
     sendable,
 )
 from sandlot.agent.control import Control
+from sandlot.agent.files import collect_outputs, lay_out, upload_inputs
 from sandlot.agent.prompts import Profile, first_messages, load_profile
 from sandlot.core.codec import to_json
 from sandlot.core.errors import (
     ContextOverflow,
-    InputError,
     ModelError,
     SandboxDied,
     SandboxError,
-    SandboxFileError,
 )
 from sandlot.core.events import (
     LIVE_ONLY,
@@ -55,10 +55,8 @@ from sandlot.core.events import (
     fold,
 )
 from sandlot.core.types import (
-    CollectedFile,
     Message,
     Role,
-    SkippedFile,
     StopReason,
     Task,
     TextPart,
@@ -73,7 +71,6 @@ from sandlot.tools import default_tools
 from sandlot.tools.base import Observation, Tool, ToolContext
 
 _SHELTER_S = 15.0  # how long a cancelled rollout may take to bring its files out
-_ANSWER_BYTES = 4 * 1024 * 1024
 _NO_CALL = (
     "Your reply called no tool, so nothing happened. Go on with a tool call; when the answer is "
     "in place, call submit."
@@ -83,6 +80,9 @@ _FILES_GONE = (
     "(The computer is a fresh one: files, packages and processes from before are gone, except "
     "the given input files{kept}.)"
 )
+
+
+MakeSandbox = Callable[[], Sandbox | Awaitable[Sandbox]]
 
 
 def ignore(event: Event, /) -> None:
@@ -113,6 +113,7 @@ async def run_rollout(
     replay: bool = False,
     keep_state: Path | None = None,
     restore_state: Path | None = None,
+    spare: MakeSandbox | None = None,
     stream: bool = False,
     rollout_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -127,6 +128,8 @@ async def run_rollout(
         output_dir: host folder for the declared outputs, collected whatever the stop reason.
         history: a recorded trajectory that goes on, with the `continuation` messages, or, with
             `replay`, from where it was interrupted after its commands were run again.
+        spare: builds an unstarted sandbox for a replay that must start over; without it that
+            goes on in the sandbox in which the commands were repeated.
         keep_state, restore_state: host files for the sandbox's state after and before.
 
     Raises:
@@ -153,6 +156,7 @@ async def run_rollout(
         replay=replay,
         keep_state=keep_state,
         restore_state=restore_state,
+        spare=spare,
         stream=stream,
         rollout_id=rollout_id or uuid.uuid4().hex[:12],
         metadata=metadata or {},
@@ -189,6 +193,7 @@ class _Rollout:
     replay: bool
     keep_state: Path | None
     restore_state: Path | None
+    spare: MakeSandbox | None
     stream: bool
     rollout_id: str
     metadata: Mapping[str, Any]
@@ -227,7 +232,7 @@ class _Rollout:
         try:
             if self.sandbox is not None:
                 await self._start_sandbox(self.sandbox, stack)
-            pending = await self._open_conversation()
+            pending = await self._open_conversation(stack)
             return await self._converse(pending)
         except SandboxDied as exc:
             return _Stop(StopReason.SANDBOX_DIED, str(exc))
@@ -395,8 +400,8 @@ class _Rollout:
         self._emit(SandboxStarted(sandbox.backend, self.clock() - began, enforcement))
         if self.restore_state is not None:
             await sandbox.load_state(self.restore_state)
-        await _lay_out(sandbox, self.profile, self.restore_state is None)
-        await _upload_inputs(sandbox, self.task, self.profile.input_dir)
+        await lay_out(sandbox, self.profile, self.restore_state is None)
+        await upload_inputs(sandbox, self.task, self.profile.input_dir)
         if self._earlier_outputs():
             assert self.output_dir is not None
             await sandbox.upload(self.output_dir, self.profile.output_dir)
@@ -407,13 +412,13 @@ class _Rollout:
         folder = self.output_dir
         return fresh and folder is not None and folder.is_dir() and any(folder.iterdir())
 
-    async def _open_conversation(self) -> Turn | None:
+    async def _open_conversation(self, stack: AsyncExitStack) -> Turn | None:
         """Bring the messages to where the next turn begins; returns a turn left half answered."""
         if self.history is None:
             self._add_prompts()
             return None
         if self.replay:
-            return await self._run_again(self.history)
+            return await self._run_again(self.history, stack)
         self._emit(RolloutContinued("continue"))
         self._close_open_calls(self.history)
         self._add_continuation()
@@ -443,14 +448,11 @@ class _Rollout:
                 fresh = False
             self._emit(MessageAdded(message, "continuation"))
 
-    async def _run_again(self, history: Trajectory) -> Turn | None:
+    async def _run_again(self, history: Trajectory, stack: AsyncExitStack) -> Turn | None:
         """Repeat the recorded commands; go on if they tell the same, else start over."""
         difference = await self._difference(history)
         if difference is not None:
-            self._emit(RolloutContinued("restart", difference))
-            self.messages.clear()
-            self.turns = 0
-            self._add_prompts()
+            await self._start_over(difference, stack)
             return None
         self._emit(RolloutContinued("resume", f"{len(history.turns)} turns repeated"))
         self.turns_used = len(history.turns)
@@ -459,6 +461,18 @@ class _Rollout:
         last = history.turns[-1]
         self.reminded = _trailing_reminders(history)
         return last if history.messages[-1].role in (Role.ASSISTANT, Role.TOOL) else None
+
+    async def _start_over(self, why: str, stack: AsyncExitStack) -> None:
+        """Forget what was recorded; the repeated commands left their traces in the sandbox."""
+        self._emit(RolloutContinued("restart", why))
+        if self.sandbox is not None and self.spare is not None:
+            await self.sandbox.close()
+            made = self.spare()
+            self.sandbox = await made if inspect.isawaitable(made) else made
+            await self._start_sandbox(self.sandbox, stack)
+        self.messages.clear()
+        self.turns = 0
+        self._add_prompts()
 
     async def _difference(self, history: Trajectory) -> str | None:
         """The first recorded observation that does not come again, in words."""
@@ -479,7 +493,9 @@ class _Rollout:
         """Bring the outputs out and say why it ended. May be called again after a cancellation."""
         self.stop = self.stop or stop
         if not self.collected:
-            self._emit_files(*await self._collect())
+            found = await self._collect()
+            self.collected = True
+            self._emit(found)
         if self.keep_state is not None and self.sandbox is not None:
             try:
                 await self.sandbox.save_state(self.keep_state)
@@ -489,29 +505,13 @@ class _Rollout:
                 )
         self._say_stopped()
 
-    def _emit_files(
-        self, files: list[CollectedFile], skipped: list[SkippedFile], answer: str | None
-    ) -> None:
-        self.collected = True
-        self._emit(FilesCollected(tuple(files), tuple(skipped), answer))
-
-    async def _collect(self) -> tuple[list[CollectedFile], list[SkippedFile], str | None]:
+    async def _collect(self) -> FilesCollected:
         if self.sandbox is None:
-            return [], [], self.last_text or None
-        paths = (self.profile.output_dir, self.profile.answer_file)
-        answer = self.last_text if self.profile.conversation else None
-        try:
-            answer = await _read_answer(self.sandbox, self.profile.answer_file) or answer or None
-            if self.output_dir is None:
-                return [], [], answer
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            inside = PurePosixPath(paths[1]).is_relative_to(paths[0])
-            files, skipped = await self.sandbox.collect(
-                paths[:1] if inside else paths, self.output_dir
-            )
-        except SandboxError as exc:
-            return [], [SkippedFile(paths[0], str(exc))], answer
-        return files, skipped, answer
+            return FilesCollected((), answer=self.last_text or None)
+        found = await collect_outputs(self.sandbox, self.profile, self.output_dir)
+        if found.answer is None and self.profile.conversation and self.last_text:
+            found = replace(found, answer=self.last_text)
+        return found
 
     def _say_stopped(self) -> None:
         if self.stop is None or any(isinstance(event, RolloutStopped) for event in self.events):
@@ -569,38 +569,3 @@ def _trailing_reminders(history: Trajectory) -> int:
             break
         count += 1
     return count - (1 if count and history.messages[-1].role is Role.ASSISTANT else 0)
-
-
-async def _lay_out(sandbox: Sandbox, profile: Profile, enter: bool) -> None:
-    """Make the profile's folders; a restored shell stays in the directory where it was."""
-    folders = dict.fromkeys((profile.working_dir, profile.input_dir, profile.output_dir))
-    command = "mkdir -p -- " + " ".join(_quoted(folder) for folder in folders)
-    if enter:
-        command += f" && cd -- {_quoted(profile.working_dir)}"
-    result = await sandbox.exec(command)
-    if result.exit_code != 0:
-        raise SandboxError(f"the folders {', '.join(folders)} could not be made: {result.stderr}")
-
-
-def _quoted(path: str) -> str:
-    return "'" + path.replace("'", "'\\''") + "'"
-
-
-async def _upload_inputs(sandbox: Sandbox, task: Task, input_dir: str) -> None:
-    if task.input_dir is not None:
-        await sandbox.upload(Path(task.input_dir), input_dir)
-    for name, data in task.input_files.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise InputError(
-                f"task {task.id}: input file {name!r} must lie inside the input folder"
-            )
-        await sandbox.write_file(f"{input_dir}/{path}", data)
-
-
-async def _read_answer(sandbox: Sandbox, path: str) -> str | None:
-    try:
-        data = await sandbox.read_file(path, limit_bytes=_ANSWER_BYTES)
-    except SandboxFileError:
-        return None
-    return data.decode("utf-8", "replace")
