@@ -416,6 +416,14 @@ async def test_an_unreachable_server_is_named() -> None:
     await model.close()
 
 
+async def test_a_server_on_this_machine_is_reached_past_the_proxy_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    async with talking(reply("4"), max_retries=0) as (model, _):
+        assert (await model.complete(ASK)).message.text == "4"
+
+
 async def test_a_page_instead_of_a_reply_asks_whether_the_base_url_is_right() -> None:
     page = Status(200, b"<html>hello</html>", {"Content-Type": "text/html"})
     async with talking(page, max_retries=0) as (model, _):

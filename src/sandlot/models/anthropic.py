@@ -223,13 +223,18 @@ class AnthropicModel:
     def _connected(self) -> AsyncAnthropic:
         if self._client is None:
             import httpx2
-            from anthropic import AsyncAnthropic
+            from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient
 
+            # A proxy of the environment is not meant for servers on this machine.
+            direct = (
+                DefaultAsyncHttpxClient(trust_env=False) if self._endpoint.is_loopback else None
+            )
             self._client = AsyncAnthropic(
                 api_key=self._endpoint.api_key or "none",
                 base_url=self._endpoint.base_url.rstrip("/").removesuffix("/v1"),
                 max_retries=0,
                 timeout=httpx2.Timeout(self._timeout_s, connect=min(self._timeout_s, 15.0)),
+                http_client=direct,
             )
         return self._client
 

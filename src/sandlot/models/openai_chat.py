@@ -332,13 +332,18 @@ class OpenAIChatModel:
         """The client, made at the first request: importing the SDK takes most of a second."""
         if self._client is None:
             import httpx2
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+            # A proxy of the environment is not meant for servers on this machine.
+            direct = (
+                DefaultAsyncHttpxClient(trust_env=False) if self._endpoint.is_loopback else None
+            )
             self._client = AsyncOpenAI(
                 api_key=self._endpoint.api_key or "none",
                 base_url=self._endpoint.base_url,
                 max_retries=0,
                 timeout=httpx2.Timeout(self._timeout_s, connect=min(self._timeout_s, 15.0)),
+                http_client=direct,
             )
         return self._client
 

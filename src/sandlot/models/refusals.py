@@ -85,6 +85,12 @@ class Endpoint:
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}".rstrip("/")
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine, where no proxy is of use."""
+        host = urlsplit(self.base_url).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
     def redact(self, text: str) -> str:
         """`text` without the key, without anything that looks like one, and of bounded length."""
         if self.api_key and len(self.api_key) >= 4:
