@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import sandlot
 
 PACKAGE = Path(sandlot.__file__).parent

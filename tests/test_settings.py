@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from sandlot.core.errors import ConfigError
 from sandlot.settings import parse_duration, parse_size, resolve
 
