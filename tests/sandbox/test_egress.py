@@ -70,6 +70,13 @@ class World:
         return self.proxy.drain_records()
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what another task is about to do; fails after 3 seconds."""
+    async with asyncio.timeout(3):
+        while not holds():  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)
+
+
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers an HTTP request with the head that arrived, as the body."""
     head = await reader.readuntil(b"\r\n\r\n")
@@ -163,10 +170,9 @@ async def test_tunnel_to_an_allowed_name_carries_bytes_both_ways_and_counts_them
         got = await reader.read()
         writer.close()
         assert got == first + b"x" * 300_000
-        await asyncio.sleep(0.02)
-        assert w.records() == [
-            EgressRecord("example.org", 443, "allowed", len(got), len(got)),
-        ]
+        found: list[EgressRecord] = []
+        await until(lambda: bool(found.extend(w.records()) or found))
+        assert found == [EgressRecord("example.org", 443, "allowed", len(got), len(got))]
 
 
 async def test_client_may_send_its_tls_hello_along_with_the_connect() -> None:
@@ -715,8 +721,7 @@ async def test_close_in_the_middle_of_a_transfer_leaves_nothing() -> None:
         idle.close()
         with pytest.raises(SandboxError, match="closed"):
             await w.proxy.start()
-    await asyncio.sleep(0.02)
-    assert asyncio.all_tasks() == before
+    await until(lambda: asyncio.all_tasks() == before)
 
 
 async def test_one_busy_tunnel_does_not_starve_another_request() -> None:
