@@ -35,6 +35,10 @@ def test_a_timeout_is_said_plainly() -> None:
     assert "background jobs of earlier commands still run" in text
 
 
+def test_a_timeout_without_output_does_not_point_to_any() -> None:
+    assert "no output" in shown(exit_code=None, timed_out=True)
+
+
 def test_a_restarted_shell_and_a_flood_are_said() -> None:
     assert "shell was restarted" in shown(exit_code=3, shell_restarted=True)
     assert "printed far too much" in shown("y\n", exit_code=None, flooded=True)

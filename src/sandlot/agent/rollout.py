@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
@@ -225,10 +225,7 @@ class _Rollout:
 
     async def _work(self, stack: AsyncExitStack) -> _Stop:
         if self.history is None:
-            mode = "llm" if self.sandbox is None else "sandbox"
-            self._emit(
-                RolloutStarted(self.rollout_id, self.task, mode, self.model.name, self.metadata)  # type: ignore[arg-type]
-            )
+            self._say_started()
         try:
             if self.sandbox is not None:
                 await self._start_sandbox(self.sandbox, stack)
@@ -512,6 +509,11 @@ class _Rollout:
         if found.answer is None and self.profile.conversation and self.last_text:
             found = replace(found, answer=self.last_text)
         return found
+
+    def _say_started(self) -> None:
+        mode: Literal["llm", "sandbox"] = "llm" if self.sandbox is None else "sandbox"
+        name = self.model.name
+        self._emit(RolloutStarted(self.rollout_id, self.task, mode, name, self.metadata))
 
     def _say_stopped(self) -> None:
         if self.stop is None or any(isinstance(event, RolloutStopped) for event in self.events):

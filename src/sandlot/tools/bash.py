@@ -68,8 +68,9 @@ def _advice(result: ExecResult) -> str:
 def _notes(result: ExecResult, timeout_s: float) -> list[str]:
     notes = []
     if result.timed_out:
+        printed = "what it printed is above" if result.stdout or result.stderr else "no output"
         notes.append(
-            f"[stopped after {timeout_s:g} s; what it printed is above; "
+            f"[stopped after {timeout_s:g} s; {printed}; "
             "background jobs of earlier commands still run]"
         )
     if result.flooded:
