@@ -268,7 +268,9 @@ def test_apt_sources_of_both_forms_are_written_anew(tmp_path: Path) -> None:
 def test_date_checks_that_are_off_stay_off(
     tmp_path: Path, text: str, checks: tuple[str, ...]
 ) -> None:
-    assert read(tmp_path, {"/etc/apt/apt.conf.d/99x": text}).apt_checks == checks
+    host = read(tmp_path, {"/etc/apt/apt.conf.d/99x": text})
+    assert host.apt_checks == checks
+    assert b"".join(host.files.values()) == apt_settings(False, checks)
 
 
 def test_apt_settings_keep_root_where_no_other_user_exists() -> None:

@@ -41,6 +41,7 @@ _CA_PLACES = (
     "/etc/ssl/cert.pem",
 )
 _NPMRC = "/etc/npmrc"
+_APT_CHECKS = "/etc/apt/apt.conf.d/91host-date-checks"
 _FILE_BYTES = 8 * 1024 * 1024
 
 
@@ -50,7 +51,7 @@ class HostConfig:
 
     `files` and `apt_sources` map an absolute path inside to its content; `apt_sources` (with the
     keyrings that they name) fit only an image of the host's own release. `apt_checks` are the
-    date checks that the host's apt has switched off; `apt_settings` writes them.
+    date checks that the host's apt has switched off; a file among `files` holds them already.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -94,10 +95,12 @@ def read_host(
     uv = _read_uv(host, pip)
     npm = _read_npm(host)
     apt_sources = _read_apt_sources(host)
+    apt_checks = _read_apt_checks(host)
     files = {
         CA_BUNDLE: bundle,
         "/etc/pip.conf": _pip_file(pip, CA_BUNDLE if bundle else None),
         _NPMRC: _npm_file(npm, CA_BUNDLE if bundle else None),
+        _APT_CHECKS: apt_settings(False, apt_checks),
     }
     environment = dict.fromkeys(_CA_VARIABLES, CA_BUNDLE) if bundle else {}
     environment |= uv | ({"NPM_CONFIG_GLOBALCONFIG": _NPMRC} if files[_NPMRC] else {})
@@ -106,7 +109,7 @@ def read_host(
         environment=environment,
         package_hosts=frozenset(host.names),
         apt_sources=apt_sources,
-        apt_checks=_read_apt_checks(host),
+        apt_checks=apt_checks,
         warnings=tuple(dict.fromkeys(host.warnings)),
     )
 
