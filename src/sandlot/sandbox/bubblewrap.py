@@ -252,6 +252,11 @@ class BubblewrapSandbox:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    @property
+    def control_folder(self) -> Path:
+        """The host folder that the inside sees read-only (for terminals)."""
+        return self._alive().control
+
     # --- inside ---------------------------------------------------------------------------------
 
     async def _start_inner(self, restore: Path | None) -> None:
@@ -332,8 +337,8 @@ class _Inner:
         self._make_egress = make_egress
         self._spool_dir = spool_dir
         self._name, self._folder = host.new_folder()
-        self._control = self._folder / "control"
-        self._control.mkdir(mode=0o755)
+        self.control = self._folder / "control"
+        self.control.mkdir(mode=0o755)
         self._died: asyncio.Future[SandboxDied] = asyncio.get_running_loop().create_future()
         self._fds: dict[str, int] = {}
         self._shell: Shell | None = None
@@ -453,7 +458,7 @@ class _Inner:
         if restore is not None:
             handed.append(os.open(restore, os.O_RDONLY | os.O_CLOEXEC))
         limits, died = self._policy.limits, self._died
-        self._shell = Shell(self._control, self._spool_dir, commands_w, keeper_w, limits, died)
+        self._shell = Shell(self.control, self._spool_dir, commands_w, keeper_w, limits, died)
         channel = self._host.launcher.request(self._request(restore is not None), handed)
         for fd in handed:
             os.close(fd)
@@ -478,7 +483,7 @@ class _Inner:
 
     def _request(self, restoring: bool) -> dict[str, Any]:
         limits = self._policy.limits
-        binds = {"control": str(self._control)}
+        binds = {"control": str(self.control)}
         if not self._host.bwrap_is_of_system:
             binds["bwrap"] = str(Path(self._host.bwrap).parents[2])
         binds |= {f"lower{n}": str(path) for n, path in enumerate(self._root.lowers)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,6 +19,7 @@ from sandlot.sandbox.policy import NetworkMode, Policy
 if TYPE_CHECKING:
     from sandlot.sandbox.bubblewrap import MakeEgress, RootFilesystem
     from sandlot.sandbox.hostconfig import HostConfig
+    from sandlot.sandbox.probe import Check
 
 Progress = Callable[[str], None]
 BUILT_IN = ("bubblewrap", "fake")
@@ -185,3 +186,17 @@ class _Roots:
         info = store.resolve(self._image)
         rootfs = await store.rootfs(info.digest, host.idmap.key, host.unpack)
         return RootFilesystem(info.name, (rootfs, config_layer(host, self._config, "")))
+
+
+def probe(cache: Path, state: Path, environ: Mapping[str, str]) -> AsyncIterator[Check]:
+    """See `sandbox.probe`."""
+    from sandlot.sandbox import probe as _probe
+
+    return _probe.probe(cache, state, environ)
+
+
+async def terminal(sandbox: Sandbox) -> int:
+    """See `sandbox.terminal`."""
+    from sandlot.sandbox import terminal as _terminal
+
+    return await _terminal.terminal(sandbox)
