@@ -448,6 +448,18 @@ async def test_an_observation_that_differs_starts_the_rollout_over() -> None:
     assert model.requests[0].messages == history.messages[:2]
 
 
+async def test_starting_over_keeps_what_the_user_said_later() -> None:
+    control = Control()
+    control.message("in French")
+    events: list[Event] = []
+    await play(bash("echo 4"), say("hm"), submit(), control=control, sink=events.append)
+    history = torn(fold(events), events, ReplyReceived, 3)
+    model = ScriptedModel(submit())
+    await resume_rollout(history, model=model, sandbox=FakeSandbox({"echo 4": "5"}))
+    said = [m.text for m in model.requests[0].messages if m.role is Role.USER]
+    assert said[1:] == ["in French"]
+
+
 async def test_starting_over_takes_a_sandbox_without_the_traces_of_the_replay() -> None:
     history = await interrupted(ToolFinished, 2, ANSWER, bash("echo 4"), submit())
     model = ScriptedModel(edit("view", "/testbed/output/answer.txt"), submit())

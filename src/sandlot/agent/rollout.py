@@ -467,9 +467,13 @@ class _Rollout:
             made = self.spare()
             self.sandbox = await made if inspect.isawaitable(made) else made
             await self._start_sandbox(self.sandbox, stack)
+        later = self.messages[len(first_messages(self.profile, self.task)) :]
+        said_later = [message for message in later if _is_from_a_person(message)]
         self.messages.clear()
         self.turns = 0
         self._add_prompts()
+        for message in said_later:
+            self._emit(MessageAdded(message, "continuation"))
 
     async def _difference(self, history: Trajectory) -> str | None:
         """The first recorded observation that does not come again, in words."""
@@ -557,6 +561,11 @@ def _turn(index: int, completion: Completion, model_s: float) -> Turn:
         waiting_s=completion.waiting_s,
         tokens=completion.tokens,
     )
+
+
+def _is_from_a_person(message: Message) -> bool:
+    """A later user message that is no reminder of ours: it must outlive a new start."""
+    return message.role is Role.USER and not message.text.startswith((_NO_CALL, _CUT))
 
 
 def _is_submitted(turn: Turn) -> bool:
