@@ -35,7 +35,19 @@ class _SharedHost:
 
     users: int = 0
     host: BubblewrapHost | None = None
+    config: HostConfig | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def prepare(self, runtime_dir: Path, environ: Mapping[str, str]) -> HostConfig:
+        """Once for all sandboxes: remove dead owners' leavings, read the package settings."""
+        from sandlot.sandbox.hostconfig import read_host
+
+        async with self.lock:
+            if self.config is None:
+                await _host.reap(runtime_dir)
+                home = Path(environ.get("HOME", "/"))
+                self.config = await asyncio.to_thread(read_host, environ, home)
+            return self.config
 
     async def acquire(self, runtime_dir: Path) -> BubblewrapHost:
         async with self.lock:
@@ -106,13 +118,11 @@ async def _open_bubblewrap(
     progress: Progress,
 ) -> Sandbox:
     from sandlot.sandbox.bubblewrap import BubblewrapSandbox
-    from sandlot.sandbox.hostconfig import read_host
 
     runtime = _host.runtime_dir(environ, state)
-    await _host.reap(runtime)
     state.mkdir(parents=True, exist_ok=True)
-    config = read_host(environ, Path(environ.get("HOME", "/")))
     shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
+    config = await shared.prepare(runtime, environ)
     roots = _Roots(image, cache, config, progress)
     await roots.prepare()
     return BubblewrapSandbox(
