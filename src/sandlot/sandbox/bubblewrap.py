@@ -40,7 +40,7 @@ from sandlot.sandbox.base import (
 from sandlot.sandbox.cgroups import Cgroup
 from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
-from sandlot.sandbox.launch import Channel, LauncherReply
+from sandlot.sandbox.launch import Channel, LauncherReply, settle
 from sandlot.sandbox.output import OutputStream
 from sandlot.sandbox.policy import Enforcement, Limits, NetworkMode, Policy
 from sandlot.sandbox.processes import ProcessTree
@@ -646,8 +646,8 @@ def _memory_file(data: bytes) -> int:
 
 async def _until_readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, settle, ready)
     try:
         await ready
     finally:

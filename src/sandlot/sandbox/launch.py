@@ -24,6 +24,12 @@ class LauncherReply(OSError):
     """The launcher refused or failed a request, with the system's error number."""
 
 
+def settle(future: asyncio.Future[None]) -> None:
+    """Mark as done once: a reader may be called again before it is taken away."""
+    if not future.done():
+        future.set_result(None)
+
+
 class Channel:
     """One request's own socket: messages and descriptors both ways."""
 
@@ -39,8 +45,8 @@ class Channel:
             LauncherReply: an error answer, none in time, or a launcher that is gone.
         """
         loop = asyncio.get_running_loop()
-        ready = loop.create_future()
-        loop.add_reader(self._sock, lambda: ready.done() or ready.set_result(None))
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._sock, settle, ready)
         try:
             await asyncio.wait_for(ready, within_s)
         except TimeoutError as exc:

@@ -35,6 +35,14 @@ import sys
 import time
 import warnings  # noqa: F401  nothing can be imported any more once the id map is entered
 
+TYPE_CHECKING = False  # not from `typing`, whose import would make every launcher start later
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Message = dict[str, Any]
+    Answer = tuple[Message, list[int]]
+
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x40000, 2, 4
 PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 36, 1
@@ -56,34 +64,37 @@ CHANGED_SIGNALS = (
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result, what):
+def check(result: int, what: str) -> int:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
     return result
 
 
-def unshare(flags, what):
+def unshare(flags: int, what: str) -> None:
     check(libc.unshare(flags), what)
 
 
-def setns(fd, kind, what):
+def setns(fd: int, kind: int, what: str) -> None:
     check(libc.setns(fd, kind), what)
 
 
-def mount(source, target, kind, flags, options, what):
-    encode = lambda text: None if text is None else os.fsencode(text)  # noqa: E731
-    check(libc.mount(encode(source), encode(target), encode(kind), flags, encode(options)), what)
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, options: str | None, what: str
+) -> None:
+    words = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    data = None if options is None else os.fsencode(options)
+    check(libc.mount(*words, flags, data), what)
 
 
-def openat2(root, path, flags, mode=0):
+def openat2(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open `path` with `root` as the root folder: links and `..` cannot leave it."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     name = os.fsencode(path)
     if b"\0" in name:
         raise OSError(errno.EINVAL, "a path cannot hold a NUL byte")
     while True:
-        fd = libc.syscall(SYS_OPENAT2, root, name, how, len(how))
+        fd: int = libc.syscall(SYS_OPENAT2, root, name, how, len(how))
         if fd >= 0:
             return fd
         code = ctypes.get_errno()
@@ -91,7 +102,7 @@ def openat2(root, path, flags, mode=0):
             raise OSError(code, os.strerror(code))
 
 
-def reopen(fd, flags):
+def reopen(fd: int, flags: int) -> int:
     """Open what an O_PATH descriptor pins; no name is looked up again."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
 
@@ -99,18 +110,18 @@ def reopen(fd, flags):
 # --- messages -----------------------------------------------------------------------------------
 
 
-def receive(sock, max_fds=16):
+def receive(sock: socket.socket, max_fds: int = 16) -> tuple[Message | None, list[int]]:
     data, ancillary, _flags, _addr = sock.recvmsg(
         PACKET_BYTES, socket.CMSG_SPACE(max_fds * 4), socket.MSG_CMSG_CLOEXEC
     )
-    fds = array.array("i")
+    fds: array.array[int] = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % 4])
     return (json.loads(data) if data else None), list(fds)
 
 
-def send(sock, message, fds=()):
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
     payload = json.dumps(message).encode()
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sock.sendmsg([payload], ancillary)
@@ -119,7 +130,7 @@ def send(sock, message, fds=()):
 # --- id maps ------------------------------------------------------------------------------------
 
 
-def write_text(path, text):
+def write_text(path: str, text: str) -> None:
     fd = os.open(path, os.O_WRONLY)
     try:
         os.write(fd, text.encode())
@@ -127,7 +138,7 @@ def write_text(path, text):
         os.close(fd)
 
 
-def make_user_namespace(idmap):
+def make_user_namespace(idmap: Message) -> int:
     """A namespace with the 64k map, made once; returns a descriptor of it."""
     ready_r, ready_w = os.pipe()
     done_r, done_w = os.pipe()
@@ -155,7 +166,7 @@ def make_user_namespace(idmap):
         os.waitpid(pid, 0)
 
 
-def write_maps(pid, idmap):
+def write_maps(pid: int, idmap: Message) -> None:
     if idmap["kind"] == "root":
         for name in ("uid_map", "gid_map"):
             write_text(f"/proc/{pid}/{name}", f"0 {idmap['base']} {idmap['count']}\n")
@@ -172,13 +183,13 @@ def write_maps(pid, idmap):
             )
 
 
-def become_inner_root():
+def become_inner_root() -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
 
 
-def enter_single_map():
+def enter_single_map() -> None:
     """One id: uid 0 inside is the caller outside."""
     uid, gid = os.getuid(), os.getgid()
     unshare(CLONE_NEWUSER, "unshare user namespace")
@@ -187,7 +198,7 @@ def enter_single_map():
     write_text("/proc/self/gid_map", f"0 {gid} 1\n")
 
 
-def nest_user_namespace():
+def nest_user_namespace() -> None:
     """A namespace of its own for one sandbox, so that its process limit counts only itself.
 
     The map is written by the parent, which ends then; the child goes on.
@@ -212,12 +223,13 @@ def nest_user_namespace():
 # --- start --------------------------------------------------------------------------------------
 
 
-def start(request, fds, reply, userns):
+def start(request: Message, fds: list[int], reply: socket.socket, userns: int | None) -> None:
     """Become bubblewrap. `fds` are info, stdin, keeper control, seccomp, in this order."""
     for path in request["cgroup_procs"]:
         write_text(path, "0")
     owner = request["idmap"]
     if owner["kind"] == "root":  # folders of root are closed to the mapped ids: bind them first
+        assert userns is not None, "a `map` request comes before the first `start`"
         prepare_mounts(request, owner["base"])
         setns(userns, CLONE_NEWUSER, "enter the id map")
         become_inner_root()
@@ -244,7 +256,7 @@ def start(request, fds, reply, userns):
     become_bubblewrap(request, fds)
 
 
-def prepare_mounts(request, chown_to):
+def prepare_mounts(request: Message, chown_to: int | None) -> None:
     """The stage: a sized tmpfs with the upper layers, and binds of what bubblewrap will read."""
     unshare(CLONE_NEWNS, "unshare mount namespace")
     mount(None, "/", None, MS_REC | MS_PRIVATE, None, "make mounts private")
@@ -269,7 +281,7 @@ def prepare_mounts(request, chown_to):
         os.close(fd)
 
 
-def make_whiteouts(names):
+def make_whiteouts(names: list[str]) -> None:
     """Hide files of the layers below: a 0:0 character device in the upper layer."""
     for name in names:
         path = f"{STAGE}/disk/{name}"
@@ -279,7 +291,7 @@ def make_whiteouts(names):
         os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(0, 0))
 
 
-def unpack_upper(tar_fd):
+def unpack_upper(tar_fd: int) -> None:
     """Fill the upper layers from a kept sandbox, before anything is mounted over them."""
     words = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
     words += ["--exclude=sandlot-state.json", "-f", "-"]
@@ -292,17 +304,17 @@ def unpack_upper(tar_fd):
         raise OSError(errno.EIO, "the kept sandbox could not be unpacked")
 
 
-def upper_descriptor():
+def upper_descriptor() -> int:
     return os.open(f"{STAGE}/disk", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def bring_loopback_up():
+def bring_loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sh14x", b"lo", 1)  # IFF_UP
         fcntl.ioctl(sock, 0x8914, request)  # SIOCSIFFLAGS
 
 
-def listen():
+def listen() -> int:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((b"127.0.0.1", PROXY_PORT))  # bytes: text would import a codec
@@ -310,7 +322,7 @@ def listen():
     return sock.detach()
 
 
-def set_limits(limits):
+def set_limits(limits: dict[str, int]) -> None:
     for name, value in limits.items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
@@ -318,7 +330,7 @@ def set_limits(limits):
         resource.setrlimit(kind, (value, value))
 
 
-def become_bubblewrap(request, fds):
+def become_bubblewrap(request: Message, fds: list[int]) -> None:
     """Descriptors go to fixed numbers: 0 commands, 3 keeper control, 4 info, 5 seccomp."""
     null = os.open("/dev/null", os.O_RDWR)
     wanted = {0: fds[1], 1: null, 2: fds[4], 3: fds[2], 4: fds[0], 5: fds[3]}
@@ -331,7 +343,7 @@ def become_bubblewrap(request, fds):
 # --- files --------------------------------------------------------------------------------------
 
 
-def serve_files(request, fds, reply):
+def serve_files(request: Message, fds: list[int], reply: socket.socket) -> None:
     """Answer file requests below one root until the harness closes the socket.
 
     `fds` are the root folder (O_PATH) and the sandbox's user namespace.
@@ -357,7 +369,7 @@ def serve_files(request, fds, reply):
             os.close(fd)
 
 
-def become_inner_root_if_mapped():
+def become_inner_root_if_mapped() -> None:
     try:
         os.setgroups([])
     except OSError:
@@ -366,7 +378,7 @@ def become_inner_root_if_mapped():
     os.setresuid(0, 0, 0)
 
 
-def kind_of(mode):
+def kind_of(mode: int) -> str:
     for test, kind in (
         (stat.S_ISREG, "file"),
         (stat.S_ISDIR, "directory"),
@@ -379,7 +391,7 @@ def kind_of(mode):
     return "device"
 
 
-def describe(name, status):
+def describe(name: str, status: os.stat_result) -> Message:
     return {
         "path": name,
         "kind": kind_of(status.st_mode),
@@ -388,7 +400,7 @@ def describe(name, status):
     }
 
 
-def op_stat(root, message):
+def op_stat(root: int, message: Message) -> Answer:
     fd = openat2(root, message["path"], os.O_PATH | os.O_NOFOLLOW)
     try:
         return {"info": describe(message["path"], os.fstat(fd))}, []
@@ -396,7 +408,7 @@ def op_stat(root, message):
         os.close(fd)
 
 
-def op_read(root, message):
+def op_read(root: int, message: Message) -> Answer:
     fd = openat2(root, message["path"], os.O_PATH)
     try:
         kind = kind_of(os.fstat(fd).st_mode)
@@ -407,7 +419,7 @@ def op_read(root, message):
         os.close(fd)
 
 
-def op_write(root, message):
+def op_write(root: int, message: Message) -> Answer:
     """Open for writing, made with its parents if missing. An existing file keeps its mode."""
     path = message["path"]
     if message.get("parents"):
@@ -438,7 +450,7 @@ def op_write(root, message):
         os.close(fd)
 
 
-def make_parents(root, folder):
+def make_parents(root: int, folder: str) -> None:
     """Make each missing folder, one step at a time below a pinned descriptor.
 
     Never by name from the host's side: a link that the sandbox plants half-way is resolved
@@ -459,13 +471,13 @@ def make_parents(root, folder):
                 os.close(parent)
 
 
-def op_mkdir(root, message):
+def op_mkdir(root: int, message: Message) -> Answer:
     make_parents(root, message["path"])
     os.close(openat2(root, message["path"], os.O_PATH | os.O_DIRECTORY))
     return {"ok": True}, []
 
 
-def op_symlink(root, message):
+def op_symlink(root: int, message: Message) -> Answer:
     folder, name = os.path.split(message["path"])
     make_parents(root, folder)
     parent = openat2(root, folder or "/", os.O_PATH | os.O_DIRECTORY)
@@ -476,10 +488,11 @@ def op_symlink(root, message):
     return {"ok": True}, []
 
 
-def op_list(root, message):
+def op_list(root: int, message: Message) -> Answer:
     """A page of a folder's entries, in the order of the names; `taken` is where to go on."""
     fd = openat2(root, message["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
-    entries, taken, room = [], 0, PAGE_BYTES
+    entries: list[Message] = []
+    taken, room = 0, PAGE_BYTES
     try:
         names = sorted(os.listdir(fd))
         for name in names[message.get("offset", 0) :]:
@@ -509,7 +522,7 @@ FILE_OPS = {
 # --- run ----------------------------------------------------------------------------------------
 
 
-def run(request, fds, reply, userns):
+def run(request: Message, fds: list[int], reply: socket.socket, userns: int | None) -> None:
     """Run a host program inside the id map: `fds` are folder, stdin, stdout, stderr."""
     if len(fds) > 4:
         setns(fds[4], CLONE_NEWUSER, "enter the sandbox's user namespace")
@@ -531,7 +544,9 @@ def run(request, fds, reply, userns):
 # --- the loop -----------------------------------------------------------------------------------
 
 
-def handle(request, fds, control, namespaces):
+def handle(
+    request: Message, fds: list[int], control: socket.socket, namespaces: dict[str, int]
+) -> None:
     reply = socket.socket(fileno=fds[0])
     control.close()
     for number in CHANGED_SIGNALS:  # an ignored signal would stay ignored in all that runs inside
@@ -545,11 +560,11 @@ def handle(request, fds, control, namespaces):
         elif request["op"] == "run":
             run(request, fds[1:], reply, userns)
     except Exception as exc:  # noqa: BLE001  the child's last act: whatever it was, tell the harness
-        number = getattr(exc, "errno", None) or errno.EIO
-        send(reply, {"errno": number, "error": getattr(exc, "strerror", None) or repr(exc)})
+        code = getattr(exc, "errno", None) or errno.EIO
+        send(reply, {"errno": code, "error": getattr(exc, "strerror", None) or repr(exc)})
 
 
-def map_namespace(request, fds, namespaces):
+def map_namespace(request: Message, fds: list[int], namespaces: dict[str, int]) -> None:
     """Make the shared user namespace; answers in place, for it must live in the launcher."""
     reply = socket.socket(fileno=fds[0])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -563,7 +578,7 @@ def map_namespace(request, fds, namespaces):
         reply.close()
 
 
-def reap_children(*_):
+def reap_children(*_: object) -> None:
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -571,7 +586,7 @@ def reap_children(*_):
         pass
 
 
-def children_of(pid):
+def children_of(pid: int) -> list[int]:
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(word) for word in file.read().split()]
@@ -579,14 +594,14 @@ def children_of(pid):
         return []
 
 
-def kill(pid):
+def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
 
 
-def end_everything(lease_dir):
+def end_everything(lease_dir: str) -> None:
     """The harness is gone: kill each sandbox by its first process, then remove what it left."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for outer in children_of(os.getpid()):
@@ -603,7 +618,7 @@ def end_everything(lease_dir):
     remove_leavings(lease_dir)
 
 
-def remove_leavings(lease_dir):
+def remove_leavings(lease_dir: str) -> None:
     try:
         with open(os.path.join(lease_dir, "lease.json")) as file:
             lease = json.load(file)
@@ -620,7 +635,7 @@ def remove_leavings(lease_dir):
     shutil.rmtree(lease_dir, ignore_errors=True)
 
 
-def main():
+def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     lease_dir = sys.argv[2]
     os.setsid()  # a Ctrl-C in the terminal is the harness's to answer
@@ -628,7 +643,7 @@ def main():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGCHLD, reap_children)
-    namespaces = {}
+    namespaces: dict[str, int] = {}
     while True:
         request, fds = receive(control)
         if request is None:

@@ -23,6 +23,7 @@ import shlex
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandlot.core.errors import DeathCause, SandboxDied
 from sandlot.sandbox.output import OutputStream
@@ -217,11 +218,8 @@ class Shell:
         await self._kill_descendants(before)
         answer = self._expect()
         self._write(f'builtin printf "{answer.name} 0\\n" >{CONTROL_DIR}/status\n')
-        await asyncio.wait(
-            {answer.future, exited, self._died},
-            timeout=_GRACE_S,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        watched: set[asyncio.Future[Any]] = {answer.future, exited, self._died}
+        await asyncio.wait(watched, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
         self._waiting.pop(answer.name, None)
         if self._died.done():
             raise self._died.result()
@@ -291,9 +289,8 @@ class Shell:
             raise SandboxDied(DeathCause.UNRESPONSIVE, "the shell's input is closed") from exc
 
     async def _within(self, future: asyncio.Future[int], seconds: float, complaint: str) -> int:
-        await asyncio.wait(
-            {future, self._died}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        watched: set[asyncio.Future[Any]] = {future, self._died}
+        await asyncio.wait(watched, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if future.done():
             return future.result()
         if self._died.done():
