@@ -56,7 +56,8 @@ def test_text_without_a_tag_comes_back_unchanged() -> None:
 def test_a_closing_tag_inside_the_command_does_not_end_the_call() -> None:
     arguments = {"command": "echo '</tool_call>'"}
     body = json.dumps({"name": "execute_bash", "arguments": arguments})
-    _, calls = parse_reply(f"<tool_call>{body}</tool_call>", numbered())
+    said, calls = parse_reply(f"<tool_call>{body}</tool_call>", numbered())
+    assert said == ""
     assert json.loads(calls[0].arguments) == arguments
 
 

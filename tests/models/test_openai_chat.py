@@ -31,7 +31,7 @@ from sandlot.models.fake_server import (
 from sandlot.models.openai_chat import OpenAIChatModel
 from sandlot.models.retry import RetryPolicy
 
-KEY = "sk-canary-0123456789abcdef"
+KEY = "canary0123456789abcdef"  # of a form that only its own value gives away
 ASK = [Message.system("Be brief."), Message.user("What is 2+2?")]
 BASH = ToolSpec(
     "execute_bash",
@@ -610,6 +610,16 @@ async def test_the_key_never_appears_in_an_error_even_when_the_server_repeats_it
             assert KEY not in shown
             assert "[key]" in shown
     assert KEY not in repr(model)
+
+
+async def test_another_key_that_the_server_quotes_is_taken_out_too() -> None:
+    async with talking(failure(401, "Incorrect API key provided: sk-proj-abc***wxyz.")) as (
+        model,
+        _,
+    ):
+        with pytest.raises(ModelError) as caught:
+            await model.complete(ASK)
+    assert "wxyz" not in str(caught.value)
 
 
 async def test_user_and_password_of_the_base_url_never_appear_in_an_error() -> None:
