@@ -556,7 +556,8 @@ class FakeBuild:
         for line in self.says:
             say(line)
         Path(argv[-2]).write_bytes(tar_bytes(*ROOTFS))
-        self.settings = (Path(argv[-2]).parent / "apt.conf").read_text()
+        given = [a.removeprefix("--aptopt=") for a in argv if a.startswith("--aptopt=")]
+        self.settings = Path(given[0]).read_text() if len(given) == 1 else "\n".join(given)
         return self.code
 
 

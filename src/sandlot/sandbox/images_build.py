@@ -146,6 +146,14 @@ async def build_tar(
     return suite
 
 
+def _apt_options(work: Path, host: BuildHost) -> list[str]:
+    """One file for root. Without root it is read under another id, for which a private home is
+    closed, so the lines themselves; they were read from files that every user may read.
+    """
+    file = work / "apt.conf"
+    return [str(file)] if host.uid == 0 else file.read_text().splitlines()
+
+
 # Stages of mmdebstrap that tell a user nothing.
 _INTERNAL = re.compile(r"tempdir|hook|skipping|architecture|success in|signed-by")
 
@@ -163,7 +171,7 @@ def build_command(recipe: Recipe, suite: str, work: Path, host: BuildHost) -> li
         # Backends bring their own /dev, and nodes cannot be made in a user namespace.
         "--skip=output/dev",
         "--skip=check/empty",
-        f"--aptopt={work / 'apt.conf'}",
+        *(f"--aptopt={option}" for option in _apt_options(work, host)),
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         f"--include={','.join(recipe.packages)}",
