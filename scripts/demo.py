@@ -20,8 +20,11 @@ from sandlot.core.types import Trajectory
 ROOT = Path(__file__).resolve().parent.parent
 INPUT, OUTPUT, RUNS = ROOT / "demo" / "input", ROOT / "demo-output", ROOT / "runs"
 SANDLOT = Path(sys.executable).with_name("sandlot")
+# An untrained model of this size invents commands; with one before its eyes it copies that.
 PROMPT = (
-    "Count the lines of station.log that hold the word WARN. Write the number to the answer file."
+    "Count the lines of station.log that hold the word WARN. Write the number to the answer "
+    "file. For the word ERROR the command would be: "
+    "grep -c ERROR input/station.log > output/answer.txt"
 )
 # The run stopped by itself: with an answer (0) or without one (1). Other codes are failures.
 MACHINERY_WORKED = (0, 1)
@@ -62,7 +65,7 @@ def run_model(image: str) -> int:
         "--image",
         image,
     ]
-    command += ["--input", INPUT, "--output", OUTPUT, "--network", "none", "--temperature", "0.7"]
+    command += ["--input", INPUT, "--output", OUTPUT, "--network", "none", "--temperature", "0"]
     command += ["--seed", "1"]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
