@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sandlot.cli import options
-from sandlot.cli.text import clean
+from sandlot.cli.text import clean, one_line
 
 if TYPE_CHECKING:
     from sandlot.settings import Settings
@@ -24,6 +23,8 @@ def doctor(
 
     Exit code 1 where the sandbox backend cannot run here.
     """
+    import asyncio
+
     from sandlot.settings import resolve
 
     settings = resolve({"backend": backend, "display": display})
@@ -84,7 +85,7 @@ def _moving(display: str) -> bool:
 
 def _plain(row: dict[str, Any]) -> list[str]:
     state = "ok     " if row["ok"] else "refused"
-    lines = [f"{state}  {clean(row['name'])}: {clean(row['detail'])}"]
+    lines = [f"{state}  {clean(row['name'])}: {one_line(row["detail"], 300)}"]
     if not row["ok"] and row["remedy"]:
         lines.append(f"         remedy: {clean(row['remedy'])}")
     return lines
@@ -99,5 +100,5 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         state = Text("ok", "green") if row["ok"] else Text("refused", "red")
         remedy = "" if row["ok"] else clean(row["remedy"])
-        table.add_row(Text(clean(row["name"])), state, Text(clean(row["detail"])), Text(remedy))
+        table.add_row(Text(clean(row["name"])), state, Text(one_line(row["detail"], 300)), Text(remedy))
     Console().print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +44,8 @@ def import_(
 @app.command("list")
 def list_() -> None:
     """List the images of this user's cache."""
+    import asyncio
+
     images = list(asyncio.run(_awaited(_store().list)))
     for image in images:
         print(clean(_described("", image)))
@@ -55,6 +56,8 @@ def list_() -> None:
 @app.command()
 def rm(name: Name) -> None:
     """Remove an image from this user's cache."""
+    import asyncio
+
     asyncio.run(_awaited(_store().remove, name))
     say(f"removed image {name}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sandlot.core.errors import ConfigError
-from sandlot.core.store import MANIFEST, RunDirectory, newest_run
+
+if TYPE_CHECKING:
+    from sandlot.core.store import RunDirectory
 
 Option = typer.Option
 Model = Annotated[
@@ -104,6 +106,8 @@ def find_run(name: str, runs: Path) -> RunDirectory:
     Raises:
         ConfigError: there is none.
     """
+    from sandlot.core.store import MANIFEST, RunDirectory, newest_run
+
     if name == "last":
         newest = newest_run(runs)
         if newest is None:

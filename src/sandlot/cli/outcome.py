@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sandlot.core.errors import ImageError, ModelError, SandboxError, SandlotError
-from sandlot.core.types import StopReason
+
+if TYPE_CHECKING:
+    from sandlot.core.types import StopReason
 
 T = TypeVar("T")
 
@@ -31,6 +32,8 @@ class Interrupted(BaseException):
 
 
 def code_of_stop(reason: StopReason | None) -> int:
+    from sandlot.core.types import StopReason
+
     if reason in (StopReason.SUBMITTED, StopReason.ANSWERED):
         return OK
     if reason is StopReason.MODEL_ERROR:
@@ -61,6 +64,7 @@ def drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     Raises:
         Interrupted: a signal came, whatever the work then gave.
     """
+    import asyncio
 
     async def supervised() -> T:
         caught: list[int] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 # C0 and C1 controls, DEL, and the marks that reorder or hide what stands around them.
 _HOSTILE = re.compile(
@@ -36,8 +35,3 @@ def excerpt(text: str, lines: int = 12, width: int = 200) -> list[str]:
         left_out = len(all_lines) - head - tail
         all_lines = [*all_lines[:head], f"… {left_out:,} lines …", *all_lines[-tail:]]
     return [line if len(line) <= width else line[: width - 1] + "…" for line in all_lines]
-
-
-def columns(text: str) -> int:
-    """Cells that a cleaned line takes in a terminal, near enough for padding."""
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -35,6 +34,8 @@ def ps(as_json: options.Json = False) -> None:
 
 def reap() -> None:
     """Remove what sandboxes left whose owner was killed. Living ones are not touched."""
+    import asyncio
+
     from sandlot.sandbox.registry import reap as reap_state
     from sandlot.settings import resolve
 
@@ -53,6 +54,8 @@ def clean_(
     runs: options.Runs = None,
 ) -> None:
     """Reap, and free disk space. Answers, files and trajectories of runs are never removed."""
+    import asyncio
+
     from sandlot.settings import resolve
 
     reap()
