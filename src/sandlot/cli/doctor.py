@@ -85,7 +85,7 @@ def _moving(display: str) -> bool:
 
 def _plain(row: dict[str, Any]) -> list[str]:
     state = "ok     " if row["ok"] else "refused"
-    lines = [f"{state}  {clean(row['name'])}: {one_line(row["detail"], 300)}"]
+    lines = [f"{state}  {clean(row['name'])}: {one_line(row['detail'], 300)}"]
     if not row["ok"] and row["remedy"]:
         lines.append(f"         remedy: {clean(row['remedy'])}")
     return lines
@@ -99,6 +99,7 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
     table = Table("what", "", "found", "remedy", box=None)
     for row in rows:
         state = Text("ok", "green") if row["ok"] else Text("refused", "red")
-        remedy = "" if row["ok"] else clean(row["remedy"])
-        table.add_row(Text(clean(row["name"])), state, Text(one_line(row["detail"], 300)), Text(remedy))
+        remedy = Text("" if row["ok"] else clean(row["remedy"]))
+        found = Text(one_line(row["detail"], 300))
+        table.add_row(Text(clean(row["name"])), state, found, remedy)
     Console().print(table)
