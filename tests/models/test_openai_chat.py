@@ -632,6 +632,20 @@ async def test_user_and_password_of_the_base_url_never_appear_in_an_error() -> N
     await model.close()
 
 
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown() -> None:
+    with pytest.raises(ConfigError, match="key in OPENAI_API_KEY holds") as caught:
+        OpenAIChatModel("m", api_key="canary\nsecond line")
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_newline_after_the_key_is_not_part_of_it() -> None:
+    async with FakeOpenAIServer([reply("4")]) as server:
+        model = OpenAIChatModel("m", base_url=server.base_url, api_key=f"{KEY}\n")
+        await model.complete(ASK)
+        await model.close()
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
 def test_an_unknown_form_of_tool_calls_is_refused() -> None:
     with pytest.raises(ConfigError, match="auto, native or text"):
         OpenAIChatModel("m", tool_calls="magic")  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from sandlot.core.errors import MissingExtra, ModelError
 from sandlot.core.types import ImagePart, Message, Part, Role, TextPart, ToolCall, Usage
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
 from sandlot.models.openai_wire import CallIds, SseLines, dump, part_text
-from sandlot.models.refusals import Endpoint, Refusal
+from sandlot.models.refusals import Endpoint, Refusal, usable_key
 from sandlot.models.retry import RetryPolicy, TransientError, Waiter, with_retries
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class AnthropicModel:
         _require_sdk()
         self.name = name
         self.notes: list[str] = []
-        self._endpoint = Endpoint(name, base_url or DEFAULT_BASE_URL, api_key, "ANTHROPIC_API_KEY")
+        key = usable_key(api_key, "ANTHROPIC_API_KEY")
+        self._endpoint = Endpoint(name, base_url or DEFAULT_BASE_URL, key, "ANTHROPIC_API_KEY")
         self._timeout_s = timeout_s
         self._policy = retry_policy or RetryPolicy(max_retries=max_retries)
         self._waiter = Waiter(sleep, clock, jitter)

@@ -30,7 +30,7 @@ from sandlot.models.openai_wire import (
     read_tokens,
     read_usage,
 )
-from sandlot.models.refusals import Endpoint, Refusal
+from sandlot.models.refusals import Endpoint, Refusal, usable_key
 from sandlot.models.retry import RetryPolicy, TransientError, Waiter, with_retries
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class OpenAIChatModel:
         self.sees_images = sees_images
         self.tool_calls: ToolCallForm = tool_calls
         self.notes: list[str] = []
-        self._endpoint = Endpoint(name, base_url or DEFAULT_BASE_URL, api_key, key_variable)
+        key = usable_key(api_key, key_variable)
+        self._endpoint = Endpoint(name, base_url or DEFAULT_BASE_URL, key, key_variable)
         self._timeout_s = timeout_s
         self._policy = retry_policy or RetryPolicy(max_retries=max_retries)
         self._waiter = Waiter(sleep, clock, jitter)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sandlot.core.errors import ContextOverflow, ModelError
+from sandlot.core.errors import ConfigError, ContextOverflow, ModelError
 from sandlot.models.retry import TransientError, is_passing, retry_after_s
 
 _TEXT_CHARS = 600
@@ -67,6 +67,18 @@ class Refusal(Exception):
     @property
     def is_about_images(self) -> bool:
         return self.status in (400, 404, 415, 422, 500, 501) and bool(_NO_IMAGES.search(self.text))
+
+
+def usable_key(api_key: str | None, variable: str) -> str | None:
+    """The key without surrounding white space (a file's newline); None for an empty one.
+
+    Raises:
+        ConfigError: a key that no HTTP header can carry; the HTTP client would print it whole.
+    """
+    key = (api_key or "").strip()
+    if not all("!" <= character <= "~" for character in key):
+        raise ConfigError(f"the key in {variable} holds spaces or characters that no key has")
+    return key or None
 
 
 @dataclass(frozen=True, slots=True)
