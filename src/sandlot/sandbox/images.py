@@ -319,8 +319,9 @@ class ImageStore:
             return
         async with self._locked(f"rootfs-{tree.name}"):
             _stamp(tree).unlink(missing_ok=True)
-            if tree.exists():
-                await remove_tree(tree)
+            with _disk_errors(tree, None):
+                if tree.exists():
+                    await remove_tree(tree)
 
     # -- unpacking ----------------------------------------------------------------------------
 
