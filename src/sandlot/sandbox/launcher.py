@@ -198,6 +198,10 @@ def enter_single_map() -> None:
     write_text("/proc/self/gid_map", f"0 {gid} 1\n")
 
 
+# In the pieces of the outer map: the kernel refuses a row that crosses a border between two of its.
+NESTED_MAP = "0 0 1\n1 1 65535\n"
+
+
 def nest_user_namespace() -> None:
     """A namespace of its own for one sandbox, so that its process limit counts only itself.
 
@@ -210,7 +214,7 @@ def nest_user_namespace() -> None:
         os.close(ready_w)
         if os.read(ready_r, 1):
             for name in ("uid_map", "gid_map"):
-                write_text(f"/proc/{pid}/{name}", "0 0 65536\n")
+                write_text(f"/proc/{pid}/{name}", NESTED_MAP)
             os.write(done_w, b"1")
         os._exit(0)
     os.close(done_w)
