@@ -66,7 +66,8 @@ def run_model(image: str) -> int:
         image,
     ]
     command += ["--input", INPUT, "--output", OUTPUT, "--network", "none", "--temperature", "0"]
-    command += ["--seed", "1"]
+    # Four turns show the loop; later ones repeat themselves.
+    command += ["--seed", "1", "--max-turns", "4"]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
