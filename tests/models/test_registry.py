@@ -63,6 +63,11 @@ def test_a_server_of_ones_own_needs_no_key() -> None:
     assert build_model("openai/x", settings).name == "x"
 
 
+def test_a_base_url_without_a_scheme_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="must begin with http://"):
+        build_model("openai/x", ModelSettings(base_url="localhost:8000/v1"))
+
+
 def test_settings_do_not_show_their_keys() -> None:
     assert "canary" not in repr(SETTINGS)
 

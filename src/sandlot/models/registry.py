@@ -44,6 +44,9 @@ def build_model(spec: str, settings: ModelSettings) -> Model:
         ConfigError: an unknown provider, a missing name, or no key for a provider that needs one.
         MissingExtra: the provider's library is not installed.
     """
+    url = settings.base_url
+    if url and not url.startswith(("http://", "https://")):
+        raise ConfigError(f"base URL {url!r} must begin with http:// or https://")
     provider, name = _split(spec)
     builder = _BUILDERS.get(provider) or _plugged_in(provider)
     if builder is None:
