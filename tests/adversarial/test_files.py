@@ -299,10 +299,9 @@ async def test_state_of_hostile_files_is_saved_without_touching_the_host(
         async with opened(bubblewrap, tiny_policy()) as box:
             await box.exec(
                 f"ln -s {path} l; ln -s {path.parent} d; mkfifo p; mkdir -p x/{'y/' * 40}; "
-                "touch $'new\\nline' $'bad\\xff'; truncate -s 20G sparse; export LONG=$(seq 9999)"
+                "touch $'new\\nline' $'bad\\xff'; truncate -s 1G sparse; export LONG=$(seq 9999)"
             )
             with contextlib.suppress(SandboxError):
                 await asyncio.wait_for(box.save_state(tmp_path / "state"), 60)
-        saved = tmp_path / "state"
-        assert not saved.exists() or saved.stat().st_size < 200 * MIB
+        assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 200 * MIB
         untouched(path)

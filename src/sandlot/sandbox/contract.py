@@ -1572,7 +1572,7 @@ async def _(box: Sandbox) -> None:
     status = await stdout_of(box, "cat /proc/self/status")
     fields = dict(line.split(":", 1) for line in status.splitlines())
     equal(fields["NoNewPrivs"].strip(), "1", "NoNewPrivs")
-    for name in ("CapEff", "CapPrm", "CapBnd"):
+    for name in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
         mask = int(fields[name].strip(), 16)
         for bit, capability in ((21, "SYS_ADMIN"), (16, "SYS_MODULE"), (17, "SYS_RAWIO"),
                                 (19, "SYS_PTRACE"), (39, "BPF")):  # fmt: skip
