@@ -37,7 +37,7 @@ def import_(
     if not source.exists():
         raise ConfigError(f"{source} does not exist; name a rootfs tar archive or a folder")
     name = name or source.name.split(".")[0]
-    image = drive(lambda: _awaited(_store().import_, source, name))
+    image = drive(lambda: _awaited(_store().import_, source, name, say))
     print(clean(_described(name, image)))
 
 

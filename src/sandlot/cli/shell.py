@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sandlot.cli import options
-from sandlot.cli.outcome import say
+from sandlot.cli.outcome import drive, say
 from sandlot.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ def shell(
 
     What is changed inside is gone when the shell ends. The exit code is that of the shell.
     """
-    import asyncio
-
     from sandlot.api import resume_arguments
     from sandlot.settings import resolve
 
@@ -47,8 +45,8 @@ def shell(
         directory = options.find_run(run, Path(settings.runs))
         settings = resolve(resume_arguments(directory, arguments))
         state = _kept_state(directory)
-    # The terminal is in raw mode: Ctrl-C is a key for the shell inside, not a signal for us.
-    code = asyncio.run(_attach(settings, state))
+    # Once attached, the terminal is raw: Ctrl-C is a key for the shell inside, no signal for us.
+    code = drive(lambda: _attach(settings, state))
     if code:
         raise typer.Exit(code)
 
