@@ -231,15 +231,15 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
 async def test_a_bomb_stays_inside_its_limits(bomb: str, bubblewrap: MakeSandbox) -> None:
-    free = os.statvfs("/tmp").f_bavail * os.statvfs("/tmp").f_frsize
     async with tiny(bubblewrap) as neighbour, tiny(bubblewrap) as box:
         start = time.monotonic()
         await usable_or_dead(box, bomb)
         assert time.monotonic() - start < 20
-        assert len(_children_of_harness()) < 400
+        with contextlib.suppress(SandboxDied):
+            used = await box.stats()
+            assert (used.processes or 0) <= 64 + 4  # bubblewrap's own come on top
+            assert (used.disk_bytes or 0) <= 33 * MIB
         await usable(neighbour)
-    left = os.statvfs("/tmp").f_bavail * os.statvfs("/tmp").f_frsize
-    assert left > free - 512 * MIB
 
 
 async def test_after_a_full_disk_removing_files_makes_room(bubblewrap: MakeSandbox) -> None:
@@ -260,17 +260,6 @@ async def test_a_full_disk_does_not_stop_commands_or_reports(bubblewrap: MakeSan
         )
         assert result.exit_code == 4
         assert result.stdout.endswith("20000\n")
-
-
-def _children_of_harness() -> list[str]:
-    return [entry.name for entry in Path("/proc").glob("[0-9]*") if _is_sleep(entry)]
-
-
-def _is_sleep(entry: Path) -> bool:
-    try:
-        return (entry / "comm").read_text() in ("sleep\n", "bash\n")
-    except OSError:
-        return False
 
 
 # --- Beyond the end -------------------------------------------------------------------------------
