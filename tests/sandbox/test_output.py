@@ -134,10 +134,10 @@ async def test_the_spool_ends_at_its_cap_while_counting_goes_on(
     make_pipe: Callable[..., Pipe],
 ) -> None:
     pipe = make_pipe(saved_bytes=30)
-    await pipe.write_apart(b"a" * 25, b"b" * 25)
+    await pipe.write_apart(b"a" * 25, b"b" * 25, b"c" * 25)
     pipe.stream.finish()
     assert pipe.spooled() == b"a" * 25 + b"b" * 5
-    assert pipe.stream.total == 50
+    assert pipe.stream.total == 75
 
 
 async def test_the_spool_has_no_name_in_its_folder(pipe: Pipe, tmp_path: Path) -> None:
