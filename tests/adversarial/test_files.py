@@ -118,13 +118,8 @@ async def test_a_link_inside_a_writable_mount_does_not_lead_the_api_out(
 
 # --- Confusing the file API -----------------------------------------------------------------------
 
-_RAW_ERROR = pytest.param(
-    "/proc/1/mem",
-    marks=pytest.mark.xfail(raises=OSError, reason="a failing read is not yet SandboxFileError"),
-)
 
-
-@pytest.mark.parametrize("path", ["/proc/self/mem", _RAW_ERROR, "/proc/kcore", "/dev/mem",
+@pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/1/mem", "/proc/kcore", "/dev/mem",
                                   "/proc/kmsg", "/dev/tty", "/dev/ptmx", "/dev/full",
                                   "/proc/self/pagemap", "/proc/sysrq-trigger", "/dev/stdin",
                                   "/proc/self/fd/0", "/proc/self/attr/current"])  # fmt: skip
@@ -297,7 +292,6 @@ async def test_a_hostile_state_file_never_writes_the_host(
         untouched(path)
 
 
-@pytest.mark.xfail(reason="a kept sparse file is written out whole", strict=False)
 async def test_state_of_hostile_files_is_saved_without_touching_the_host(
     bubblewrap: MakeSandbox, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
 from sandlot.sandbox.output import OutputStream
-from sandlot.sandbox.policy import Enforcement, Limits, NetworkMode, Policy
+from sandlot.sandbox.policy import MIB, Enforcement, Limits, NetworkMode, Policy
 from sandlot.sandbox.processes import ProcessTree
 from sandlot.sandbox.seccomp import build_filter
 from sandlot.sandbox.shell import CONTROL_DIR, Shell
@@ -387,12 +387,15 @@ class _Inner:
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.write(out, info.tobuf() + data + bytes(-len(data) % 512))
-            words = ["tar", "-c", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
+            words = ["tar", "-c", "--sparse", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
             words += ["--exclude=*/work", f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
             disk = Path(f"/proc/self/fd/{self._fds['disk']}")
             status, complaint = await host.launcher.run_mapped(
                 words, disk, stdin=null, stdout=out, userns=self._fds["userns"]
             )
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         finally:
             os.close(out)
             os.close(null)
@@ -531,7 +534,8 @@ class _Inner:
                 argv += ["--overlay-src", f"/tmp/over{n}-{m}"]
             argv += ["--overlay", f"/tmp/disk/over{n}/upper", f"/tmp/disk/over{n}/work", top]
         argv += ["--proc", "/proc", "--dev", "/dev"]
-        argv += ["--size", str(64 * 1024 * 1024), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+        argv += ["--size", str(_shared_memory_bytes(self._policy.limits))]
+        argv += ["--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
         for n, mount in enumerate(self._policy.mounts):
             argv += ["--bind" if mount.writable else "--ro-bind", f"/tmp/mount{n}", mount.target]
         argv += ["--ro-bind", "/tmp/control", CONTROL_DIR, "--dir", self._policy.working_dir]
@@ -582,6 +586,12 @@ def _read_state(source: Path) -> dict[str, str]:
 
 def _has(group: Cgroup | None, controller: str) -> bool:
     return group is not None and group.controls(controller)
+
+
+def _shared_memory_bytes(limits: Limits) -> int:
+    """Small beside the memory limit, which it counts to: filling it must not end the sandbox."""
+    most = 64 * MIB
+    return most if limits.memory_bytes is None else min(most, limits.memory_bytes // 4)
 
 
 def _rlimits(limits: Limits, group: Cgroup | None) -> dict[str, int]:

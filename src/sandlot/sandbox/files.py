@@ -53,7 +53,8 @@ class SandboxFiles:
             size = os.fstat(fd).st_size
             if limit_bytes is not None and size > limit_bytes:
                 raise SandboxFileError(path, f"holds {size} bytes, more than {limit_bytes}")
-            data = await _in_thread_if(size, lambda: _read_at_most(fd, limit_bytes))
+            with _file_errors(path):
+                data = await _in_thread_if(size, lambda: _read_at_most(fd, limit_bytes))
         finally:
             os.close(fd)
         if limit_bytes is not None and len(data) > limit_bytes:
@@ -226,6 +227,9 @@ class _Collector:
                 self._skip(name, f"{size} bytes are more than the {self._bytes_left} left")
                 return
             copied, digest = await _in_thread_if(size, lambda: self._store(fd, name))
+        except SandboxFileError as exc:
+            self._skip(name, exc.reason)
+            return
         except OSError as exc:
             raise InputError(f"{self._into / name}: cannot be written: {exc.strerror}") from exc
         finally:
@@ -341,10 +345,12 @@ def _write_all(fd: int, data: bytes) -> None:
 def _copy(
     source: int, target: int, most: int | None, update: Callable[[bytes], None] | None = None
 ) -> int:
+    """Copy up to `most` bytes. A source that cannot be read raises SandboxFileError."""
     copied = 0
     while most is None or copied < most:
         want = _COPY_BYTES if most is None else min(_COPY_BYTES, most - copied)
-        data = os.read(source, want)
+        with _file_errors(f"/proc/self/fd/{source}"):
+            data = os.read(source, want)
         if not data:
             break
         _write_all(target, data)

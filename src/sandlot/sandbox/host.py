@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -36,6 +37,7 @@ class BubblewrapHost:
     idmap: IdMap
     cgroups: CgroupRoot | None
     bwrap: str
+    lock: int
     notes: tuple[str, ...] = ()
     _next: int = field(default=0)
 
@@ -47,9 +49,9 @@ class BubblewrapHost:
         lease_dir = runtime_dir / lease
         _make_private(lease_dir)
         cgroups = open_root(lease)
-        launcher = Launcher(lease_dir)
-        _write_lease(lease_dir, launcher.pid, cgroups)
-        host = cls(lease_dir, launcher, idmap or _detect_idmap(), cgroups, bwrap)
+        lock = _write_lease(lease_dir, cgroups)
+        launcher = Launcher(lease_dir, lock)
+        host = cls(lease_dir, launcher, idmap or _detect_idmap(), cgroups, bwrap, lock)
         await host._make_map()
         return host
 
@@ -101,6 +103,7 @@ class BubblewrapHost:
         if self.cgroups is not None:
             self.cgroups.remove()
         shutil.rmtree(self.lease_dir, ignore_errors=True)
+        os.close(self.lock)
 
     async def _make_map(self) -> None:
         """Make the shared id map; where the kernel refuses the wide one, fall back to one id."""
@@ -157,18 +160,21 @@ def _version(program: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A harness that has or had sandboxes. `started_ticks` guards against reused process ids."""
+    """A harness that has or had sandboxes.
+
+    It is alive while somebody holds the lock on its file: the harness, or its launcher that is
+    still clearing up. The kernel frees the lock when both are gone, whatever ended them, and it
+    counts across the process namespaces of containers that share the folder.
+    """
 
     id: str
     pid: int
-    started_ticks: int
+    started_at: float
     backend: str
     alive: bool
     sandboxes: int
     folder: Path
     cgroups: tuple[str, ...] = ()
-    launcher_pid: int = 0
-    launcher_ticks: int = 0
 
 
 def runtime_dir(environ: Mapping[str, str], state: Path) -> Path:
@@ -198,7 +204,7 @@ async def reap(folder: Path) -> list[str]:
     """
     removed = []
     for lease in list_leases(folder):
-        if lease.alive or _ticks(lease.launcher_pid) == lease.launcher_ticks != 0:
+        if lease.alive:
             continue
         killed = _kill_members(lease)
         await _remove_cgroups(lease)
@@ -217,17 +223,16 @@ def _make_private(folder: Path) -> None:
         pass
 
 
-def _write_lease(folder: Path, launcher_pid: int, cgroups: CgroupRoot | None) -> None:
+def _write_lease(folder: Path, cgroups: CgroupRoot | None) -> int:
+    """Write the lease and lock it; returns the descriptor that holds the lock."""
     tops = [] if cgroups is None else sorted({str(top) for top in cgroups.tops.values()})
-    record = {
-        "pid": os.getpid(),
-        "started_ticks": _ticks(os.getpid()),
-        "launcher_pid": launcher_pid,
-        "launcher_ticks": _ticks(launcher_pid),
-        "backend": "bubblewrap",
-        "cgroups": tops,
-    }
-    (folder / "lease.json").write_text(json.dumps(record))
+    record = {"pid": os.getpid(), "backend": "bubblewrap", "cgroups": tops}
+    partial = folder / "lease.partial"
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    os.write(fd, json.dumps(record).encode())
+    partial.rename(folder / "lease.json")  # seen only when it is written and locked
+    return fd
 
 
 def _read_lease(path: Path) -> Lease:
@@ -235,15 +240,24 @@ def _read_lease(path: Path) -> Lease:
     return Lease(
         id=path.parent.name,
         pid=data["pid"],
-        started_ticks=data["started_ticks"],
+        started_at=path.stat().st_mtime,
         backend=data["backend"],
-        alive=_ticks(data["pid"]) == data["started_ticks"],
-        sandboxes=sum(1 for entry in path.parent.iterdir() if entry.is_dir()),
+        alive=_is_locked(path),
+        sandboxes=sum(1 for _ in path.parent.glob("*/init.json")),
         folder=path.parent,
         cgroups=tuple(data["cgroups"]),
-        launcher_pid=data["launcher_pid"],
-        launcher_ticks=data["launcher_ticks"],
     )
+
+
+def _is_locked(path: Path) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _ticks(pid: int) -> int:

@@ -172,7 +172,10 @@ def _secrets(top: Path, below: str) -> Iterator[str]:
 
 
 def _is_secret(entry: os.DirEntry[str], relative: str) -> bool:
-    info = entry.stat(follow_symlinks=False)
+    try:
+        info = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # a lock or a temporary file of another program
+        return False
     others = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(info.st_mode) else stat.S_IROTH
     if info.st_mode & others != others:
         return True

@@ -84,13 +84,21 @@ class Channel:
 class Launcher:
     """The running helper process. Ends with its socket, and takes every sandbox with it."""
 
-    def __init__(self, lease_dir: Path) -> None:
+    def __init__(self, lease_dir: Path, lock: int) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = Path(__file__).with_name("launcher.py")
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(script), str(theirs.fileno()), str(lease_dir)],
-                pass_fds=[theirs.fileno()],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(script),
+                    str(theirs.fileno()),
+                    str(lease_dir),
+                    str(lock),
+                ],
+                pass_fds=[theirs.fileno(), lock],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 cwd="/",

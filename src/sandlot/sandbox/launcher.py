@@ -1,8 +1,8 @@
 """The launcher: one small helper process per harness that does what threads may not do.
 
 Entering a user namespace needs a process with one thread, so the harness cannot do it itself.
-The launcher is started once (`python -I -S launcher.py FD LEASE_DIR`), imports only the standard
-library, and forks a child for each request:
+The launcher is started once (`python -I -S launcher.py SOCKET LEASE_DIR LOCK`), imports only the
+standard library, and forks a child for each request:
 
 `start`   enters the id map, makes the mount and network namespaces, the sized upper layer and the
           egress listener, and becomes bubblewrap.
@@ -24,6 +24,7 @@ import array
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -52,14 +53,6 @@ PACKET_BYTES = 1 << 20
 PAGE_BYTES = 100_000  # an answer must fit the default send buffer of a socket
 STAGE = "/tmp"  # inside the child's own mount namespace only; every system has it
 PROXY_PORT = 3128
-
-CHANGED_SIGNALS = (
-    signal.SIGCHLD,
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGPIPE,  # ignored by Python itself, as is the next
-    signal.SIGXFSZ,
-)
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -285,12 +278,24 @@ def prepare_mounts(request: Message, chown_to: int | None) -> None:
         os.close(fd)
 
 
+def is_replaced(folder: str) -> bool:
+    """Whether a restored upper layer hides all of the layers below there (an opaque folder)."""
+    while len(folder) > len(STAGE):
+        try:
+            if os.getxattr(folder, "user.overlay.opaque") == b"y":
+                return True
+        except OSError:
+            pass  # no such attribute, or a file system without them
+        folder = os.path.dirname(folder)
+    return False
+
+
 def make_whiteouts(names: list[str]) -> None:
     """Hide files of the layers below: a 0:0 character device in the upper layer."""
     for name in names:
         path = f"{STAGE}/disk/{name}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if os.path.lexists(path):
+        if os.path.lexists(path) or is_replaced(os.path.dirname(path)):
             continue  # restored with the layer
         os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(0, 0))
 
@@ -553,8 +558,8 @@ def handle(
 ) -> None:
     reply = socket.socket(fileno=fds[0])
     control.close()
-    for number in CHANGED_SIGNALS:  # an ignored signal would stay ignored in all that runs inside
-        signal.signal(number, signal.SIG_DFL)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)  # an ignored one would stay ignored inside
     try:
         userns = namespaces.get("fd")
         if request["op"] == "start":
@@ -642,11 +647,14 @@ def remove_leavings(lease_dir: str) -> None:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     lease_dir = sys.argv[2]
+    os.set_inheritable(int(sys.argv[3]), False)  # the lease's lock: ours, not the sandboxes'
     os.setsid()  # a Ctrl-C in the terminal is the harness's to answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGCHLD, reap_children)
+    gc.disable()  # nothing here makes cycles, and a collection would touch every shared page
+    gc.freeze()
     namespaces: dict[str, int] = {}
     while True:
         request, fds = receive(control)

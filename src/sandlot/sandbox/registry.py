@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandlot.core.errors import ImageError, unknown_name
+from sandlot.core.errors import unknown_name
 from sandlot.sandbox import host as _host
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.host import BubblewrapHost, Lease
@@ -36,6 +36,7 @@ class _SharedHost:
     users: int = 0
     host: BubblewrapHost | None = None
     config: HostConfig | None = None
+    roots: dict[tuple[str, Path], RootFilesystem] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def prepare(self, runtime_dir: Path, environ: Mapping[str, str]) -> HostConfig:
@@ -61,6 +62,7 @@ class _SharedHost:
             self.users -= 1
             if self.users == 0 and self.host is not None:
                 host, self.host = self.host, None
+                self.roots.clear()  # its layers go with the host's folder
                 await host.close()
 
 
@@ -125,11 +127,19 @@ async def _open_bubblewrap(
     config = await shared.prepare(runtime, environ)
     roots = _Roots(image, cache, config, progress)
     await roots.prepare()
+
+    async def root_for(host: BubblewrapHost) -> RootFilesystem:
+        async with shared.lock:
+            root = shared.roots.get((image, cache))
+            if root is None:
+                root = shared.roots[image, cache] = await roots.root_for(host)
+            return root
+
     return BubblewrapSandbox(
         policy,
         host=lambda: shared.acquire(runtime),
         release=shared.release,
-        root=roots.root_for,
+        root=root_for,
         make_egress=_egress_maker(policy, config),
         environment=_network_environment(policy, config),
         spool_dir=state,
@@ -168,13 +178,7 @@ class _Roots:
             return
         from sandlot.sandbox.images import ImageStore
 
-        store = ImageStore(self._cache)
-        try:
-            store.resolve(self._image)
-        except ImageError:
-            if self._image not in ("base", "science"):
-                raise
-            await store.build(self._image, self._progress)
+        await ImageStore(self._cache).ensure(self._image, self._progress)
 
     async def root_for(self, host: BubblewrapHost) -> RootFilesystem:
         from sandlot.sandbox.bubblewrap import RootFilesystem
@@ -194,7 +198,9 @@ class _Roots:
 
         store = ImageStore(self._cache)
         info = store.resolve(self._image)
-        rootfs = await store.rootfs(info.digest, host.idmap.key, host.unpack)
+        rootfs = await store.rootfs(
+            info.digest, host.idmap.key, host.unpack, remove_tree=host.remove_tree
+        )
         return RootFilesystem(info.name, (rootfs, config_layer(host, self._config, "")))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from sandlot.core.errors import SandboxUnavailable
 
@@ -119,6 +120,7 @@ _ARCHITECTURES = {
 }
 
 
+@cache
 def build_filter(machine: str, *, allow_ptrace: bool = False) -> bytes:
     """The filter as an array of `struct sock_filter`, for `bwrap --seccomp`.
 
