@@ -244,14 +244,29 @@ def _step(trajectory: Trajectory, event: Event) -> Trajectory:
                 trajectory, stop_reason=reason, stop_detail=detail, duration_s=duration_s
             )
         case RolloutContinued("restart"):
-            return replace(trajectory, messages=(), turns=(), stop_reason=None, egress=())
+            return replace(_forgotten(trajectory), messages=(), turns=(), egress=())
         case RolloutContinued():
-            return replace(trajectory, stop_reason=None, stop_detail="")
+            return replace(trajectory, stop_reason=None, stop_detail="", duration_s=None)
         case _:
             return trajectory
 
 
+def _forgotten(trajectory: Trajectory) -> Trajectory:
+    """Without what the end of a rollout tells: it does not count once it starts over."""
+    return replace(
+        trajectory,
+        stop_reason=None,
+        stop_detail="",
+        answer=None,
+        files=(),
+        skipped_files=(),
+        duration_s=None,
+    )
+
+
 def _add_result(trajectory: Trajectory, result: ToolResult) -> Trajectory:
+    if not trajectory.turns:
+        raise RecordError("a tool_finished event comes before any reply")
     *earlier, last = trajectory.turns
     turn = replace(last, tool_results=(*last.tool_results, result))
     return replace(

@@ -261,7 +261,9 @@ def prepare_mounts(request: Message, chown_to: int | None) -> None:
         name: os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name, path in request["binds"].items()
     }
-    size = f",size={request['disk_bytes']}" if request["disk_bytes"] else ""
+    most = request["disk_bytes"]
+    # An inode takes kernel memory beyond the blocks, so their number needs a ceiling too.
+    size = f",size={most},nr_inodes={max(4096, most // 8192)}" if most else ""
     mount("sandlot", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755" + size, "mount upper layer")
     made = ["disk"]
     for name in request["uppers"]:
