@@ -8,7 +8,7 @@ BIN = .venv/bin
 # Needs no image, no network beyond the package index and no minutes.
 FAST = not slow and not local_model and not sandbox and not network
 
-.PHONY: help demo test check bench clean setup-demo setup-test
+.PHONY: help demo test test-sandbox check bench clean setup-demo setup-test
 
 help:
 	@echo "make demo   a small real model works in a real sandbox on demo/input"
@@ -22,6 +22,10 @@ demo: setup-demo
 
 test: setup-test
 	$(BIN)/python -m pytest
+
+# The walls alone, for running them again as another user.
+test-sandbox: setup-test
+	$(BIN)/python -m pytest tests/sandbox/test_contract.py tests/adversarial
 
 check: setup-test
 	$(BIN)/ruff format --check .
