@@ -106,5 +106,11 @@ def cgroup_memory_bytes(sandbox: Sandbox) -> int | None:
     return None if group is None else group.memory_bytes()
 
 
+def launcher_pid(sandbox: Sandbox) -> int:
+    """The process below which all of a harness's sandboxes run."""
+    host: Any = getattr(sandbox, "_host")  # noqa: B009  no part of the contract has it
+    return int(host.launcher.pid)
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))

@@ -1,6 +1,7 @@
 """The two ends of the proxy's measurement, each a process of its own.
 
-`peers.py serve` prints its port and answers `echo\n` with every byte back, `send N\n` with N bytes.
+`peers.py serve` prints its port; past a TLS greeting, which the proxy insists on and every route
+therefore sends, it answers `echo` and a newline with every byte back, `send N` with N bytes.
 `peers.py fetch PORT TUNNEL KIND COUNT` connects, opens a tunnel first if TUNNEL is `tunnel`, and
 prints the milliseconds that it took as a JSON list: KIND `opens` (connect to first byte, COUNT
 times), `pings` (one byte there and back on one connection, COUNT times), `bytes` (COUNT bytes).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -18,8 +20,10 @@ _BUFFER = 1 << 18
 
 
 def _answer(sock: socket.socket) -> None:
-    with sock, sock.makefile("rb", buffering=0) as lines:
-        words = lines.readline().split()
+    with sock:
+        header = _exactly(sock, 5)  # of a TLS record: kind, version, length
+        _exactly(sock, int.from_bytes(header[3:], "big"))
+        words = _line(sock).split()
         if words[:1] == [b"send"]:
             left, block = int(words[1]), bytes(_BUFFER)
             while left > 0:
@@ -27,6 +31,35 @@ def _answer(sock: socket.socket) -> None:
             return
         while data := sock.recv(4096):
             sock.sendall(data)
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise ConnectionError("the other side closed early")
+        data += piece
+    return data
+
+
+def _line(sock: socket.socket) -> bytes:
+    text = b""
+    while not text.endswith(b"\n"):
+        text += _exactly(sock, 1)
+    return text
+
+
+def _greeting(name: str) -> bytes:
+    """The first record that a TLS client sends; nothing ever answers it here."""
+    outgoing = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    try:
+        client.do_handshake()
+    except ssl.SSLWantReadError:
+        pass
+    return outgoing.read()
 
 
 def serve() -> None:
@@ -38,7 +71,7 @@ def serve() -> None:
             threading.Thread(target=_answer, args=(sock,), daemon=True).start()
 
 
-def _open(port: int, tunnel: bool) -> socket.socket:
+def _open(port: int, tunnel: bool, hello: bytes) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if tunnel:
@@ -48,31 +81,32 @@ def _open(port: int, tunnel: bool) -> socket.socket:
             head += sock.recv(1)
         if b" 200 " not in head.split(b"\r\n")[0]:
             raise SystemExit(head.decode("latin-1"))
+    sock.sendall(hello)
     return sock
 
 
-def _opens(port: int, tunnel: bool) -> float:
+def _opens(port: int, tunnel: bool, hello: bytes) -> float:
     began = time.perf_counter()
-    with _open(port, tunnel) as sock:
+    with _open(port, tunnel, hello) as sock:
         sock.sendall(b"echo\nx")
-        sock.recv(1)
+        _exactly(sock, 1)
         return (time.perf_counter() - began) * 1e3
 
 
-def _pings(port: int, tunnel: bool, count: int) -> list[float]:
+def _pings(port: int, tunnel: bool, hello: bytes, count: int) -> list[float]:
     took = []
-    with _open(port, tunnel) as sock:
+    with _open(port, tunnel, hello) as sock:
         sock.sendall(b"echo\n")
         for _ in range(count):
             began = time.perf_counter()
             sock.sendall(b"x")
-            sock.recv(1)
+            _exactly(sock, 1)
             took.append((time.perf_counter() - began) * 1e3)
     return took
 
 
-def _transfer(port: int, tunnel: bool, count: int) -> float:
-    with _open(port, tunnel) as sock:
+def _transfer(port: int, tunnel: bool, hello: bytes, count: int) -> float:
+    with _open(port, tunnel, hello) as sock:
         began = time.perf_counter()
         sock.sendall(f"send {count}\n".encode())
         got, buffer = 0, bytearray(_BUFFER)
@@ -84,11 +118,12 @@ def _transfer(port: int, tunnel: bool, count: int) -> float:
 
 
 def fetch(port: int, tunnel: bool, kind: str, count: int) -> list[float]:
+    hello = _greeting("example.org")
     if kind == "opens":
-        return [_opens(port, tunnel) for _ in range(count)]
+        return [_opens(port, tunnel, hello) for _ in range(count)]
     if kind == "pings":
-        return _pings(port, tunnel, count)
-    return [_transfer(port, tunnel, count)]
+        return _pings(port, tunnel, hello, count)
+    return [_transfer(port, tunnel, hello, count)]
 
 
 if __name__ == "__main__":

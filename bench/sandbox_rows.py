@@ -16,6 +16,7 @@ from computer import (
     cgroup_memory_bytes,
     cgroups_of,
     descendants,
+    launcher_pid,
     open_files,
     pss_bytes,
 )
@@ -55,9 +56,7 @@ async def starts(place: Place, floor: Floor, n: int) -> list[Row]:
     close, end = Sample.of(closes, "ms"), Sample.of(ends, "ms")
     named = f"all namespaces, tmpfs overlay, exec sh ({floor.kind})"
     return [
-        Row(
-            "start to first output", value, under, named, "≤ 6 × floor", times <= 6, times, detail
-        ),
+        Row("start to first output", value, under, named, "≤ 6 × floor", times <= 6, times, detail),
         Row(
             "close",
             close,
@@ -181,7 +180,7 @@ async def idle_memory(place: Place, n: int) -> list[Row]:
                 for box in boxes:
                     await box.start()
                     await box.exec("echo hi")
-                launcher = place.leases()[0].launcher_pid
+                launcher = launcher_pid(boxes[0])
                 await asyncio.sleep(0.2)
                 shares = [pss_bytes(descendants(launcher)) / (n + 1) / MIB]
                 found = [cgroup_memory_bytes(box) for box in boxes]
@@ -214,9 +213,10 @@ async def density(place: Place, n: int, at_once: int = 8) -> list[Row]:
     """`n` idle sandboxes on one launcher; what is left when they are closed."""
     _raise_open_files()
     files_before = open_files()
-    async with place.started():
-        lease = place.leases()[0]
-        alone = len(descendants(lease.launcher_pid))
+    async with place.started() as keeper:
+        lease, launcher = place.leases()[0], launcher_pid(keeper)
+        alone, folders = len(descendants(launcher)), _folders(lease.folder)
+        groups = _groups_below(lease.cgroups)
         gate = asyncio.Semaphore(at_once)
         boxes = [await place.open() for _ in range(n)]
         memory_before = _available_bytes()
@@ -234,19 +234,19 @@ async def density(place: Place, n: int, at_once: int = 8) -> list[Row]:
         failed = [repr(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
         times = [outcome for outcome in outcomes if isinstance(outcome, float)]
         used = (memory_before - _available_bytes()) / n / MIB
-        processes = len(descendants(lease.launcher_pid))
+        processes = len(descendants(launcher))
         echo = await _each(boxes)
         began = time.perf_counter()
         await asyncio.gather(*(box.close() for box in boxes))
         close_s = time.perf_counter() - began
-        left = {"processes": len(descendants(lease.launcher_pid)) - alone}
-        left["folders"] = sum(1 for path in lease.folder.iterdir() if path.is_dir()) - 1
-        left["cgroups"] = _groups_below(lease.cgroups) - len(lease.cgroups)
+        left = {"processes": len(descendants(launcher)) - alone}
+        left["folders"] = _folders(lease.folder) - folders
+        left["cgroups"] = _groups_below(lease.cgroups) - groups
         del boxes
     gc.collect()
     left["leases_after_all"] = len(place.leases())
     left["cgroups_after_all"] = len(cgroups_of([lease]))
-    left["launcher_after_all"] = int(Path(f"/proc/{lease.launcher_pid}").exists())
+    left["launcher_after_all"] = int(Path(f"/proc/{launcher}").exists())
     left["open_files"] = open_files() - files_before
     detail: dict[str, Any] = {
         "sandboxes": n,
@@ -273,10 +273,12 @@ async def _each(boxes: list[Sandbox]) -> list[float]:
     return took
 
 
+def _folders(folder: Path) -> int:
+    return sum(1 for path in folder.iterdir() if path.is_dir())
+
+
 def _groups_below(tops: tuple[str, ...]) -> int:
-    """Groups that exist, less the one of the sandbox that keeps the launcher running."""
-    found = sum(1 for top in tops for path in Path(top).rglob("*") if path.is_dir())
-    return found
+    return sum(1 for top in tops for path in Path(top).rglob("*") if path.is_dir())
 
 
 def _available_bytes() -> int:

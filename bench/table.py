@@ -10,7 +10,8 @@ from measure import Row, Sample
 def line(row: Row) -> str:
     floor = f", floor {_figure(row.floor)}" if row.floor else ""
     times = f", {row.ratio:g} ×" if row.ratio is not None else ""
-    return f"    {row.name}: {_spread(row.value)}{floor}{times}; {row.mark or 'no mark'}: {_met(row)}"
+    mark = f"; {row.mark}: {_met(row)}" if row.mark else ""
+    return f"    {row.name}: {_spread(row.value)}{floor}{times}{mark}"
 
 
 def page(rows: list[Row], machine: dict[str, Any]) -> str:
@@ -19,8 +20,8 @@ def page(rows: list[Row], machine: dict[str, Any]) -> str:
     head = [
         "# Measured",
         "",
-        "Written by `make bench`; do not edit. Why a mark is missed, and where the time goes, is in",
-        "`notes.md`.",
+        "Written by `make bench`; do not edit. `notes.md` says why a mark is missed and where the",
+        "time goes.",
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib']} MiB, "
         f"Linux {machine['kernel']}, Python {machine['python']}, "
