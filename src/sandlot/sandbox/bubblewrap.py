@@ -358,12 +358,11 @@ class _Inner:
         await self._launch(restore)
         shell = self._shell
         assert shell is not None
-        await shell.begin("/")
+        await shell.begin(self._policy.working_dir)
         root = os.open(f"/proc/{self._fds['init_pid']}/root", os.O_PATH | os.O_CLOEXEC)
         self._fds["root"] = root
         self.tree = ProcessTree(root)
         shell.watch(self.tree)
-        await shell.change_dir(self._policy.working_dir)
 
     async def run(self, command: str, timeout_s: float) -> Any:
         shell = self._shell

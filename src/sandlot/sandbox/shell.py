@@ -116,13 +116,6 @@ class Shell:
         self._pid = await self._within(answer.future, _START_S, "the shell did not start")
         self._working_dir = working_dir
 
-    async def change_dir(self, path: str) -> None:
-        answer = self._expect()
-        report = f'builtin printf "{answer.name} 0\\n" >{CONTROL_DIR}/status'
-        self._write(f"cd -- {shlex.quote(path)}; {report}\n")
-        await self._within(answer.future, _START_S, "the shell does not answer")
-        self._working_dir = path
-
     async def run(self, command: str, timeout_s: float) -> ShellRun:
         """Run one command to its end, its timeout, its flood limit or the shell's own end."""
         tree = self._living_tree()
