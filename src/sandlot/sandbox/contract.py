@@ -253,7 +253,9 @@ SCRIPTS: tuple[Script, ...] = (
     Script("death by TERM gives 143", ("bash -c 'kill -TERM $$'",), "", 143),
     Script("death by KILL gives 137", ("bash -c 'kill -KILL $$'",), "", 137),
     Script("signals are ignored by nobody but who asked for it",
-           ("grep SigIgn /proc/self/status",), "SigIgn:\t0000000000000000\n", needs=("processes",)),
+           # Not 32 and 33: the C library keeps those for itself, and no program can reset them.
+          ("m=$(sed -n 's/^SigIgn:[[:space:]]*/0x/p' /proc/self/status); "
+           "echo $((m & ~(3 << 31)))",), "0\n", needs=("processes",)),
     Script("a broken pipe ends its writer silently", ("yes | head -n1",), "y\n", silent=True),
     Script("an interrupt ends a child", ("bash -c 'kill -INT $$; echo on'; echo $?",), "130\n"),
     Script("death by SEGV gives 139", ("bash -c 'kill -SEGV $$'",), "", 139),

@@ -178,7 +178,7 @@ class FakeSandbox:
             return self._upload_folder(source, source.resolve(), target)
         if not source.is_file():
             raise InputError(f"{source}: there is no such file or folder to upload")
-        self._write(target, source.read_bytes(), source.stat().st_mode & 0o777)
+        self._write(target, _host_bytes(source), source.stat().st_mode & 0o777)
         return 1
 
     async def collect(
@@ -371,7 +371,7 @@ class FakeSandbox:
                 self._make_folders(inside)
                 count += self._upload_folder(entry, top, inside)
             elif entry.is_file():
-                self._write(inside, entry.read_bytes(), entry.stat().st_mode & 0o777)
+                self._write(inside, _host_bytes(entry), entry.stat().st_mode & 0o777)
                 count += 1
             else:
                 raise InputError(f"{entry}: is not a regular file, folder or link")
@@ -485,3 +485,10 @@ def _unpacked(data: Mapping[str, Any]) -> _Node:
     if kind == "file":
         return _File(base64.b64decode(data["data"]), mode)
     return _Link(data["target"], mode) if kind == "link" else _Special(kind, mode)
+
+
+def _host_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise InputError(f"{path}: cannot be read: {exc.strerror}") from exc
