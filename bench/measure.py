@@ -80,6 +80,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "root": os.getuid() == 0,
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **_commit(),
     }

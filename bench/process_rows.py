@@ -61,7 +61,7 @@ async def installed_size(work: Path) -> list[Row]:
 def _install(venv: Path) -> float:
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     before = _bytes(venv)
-    pip = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-q"]
+    pip = [str(venv / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
     subprocess.run([*pip, "install", str(ROOT)], check=True)
     return (_bytes(venv) - before) / 1e6
 
