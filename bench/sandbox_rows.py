@@ -55,8 +55,9 @@ async def starts(place: Place, floor: Floor, n: int) -> list[Row]:
     times = ratio(value, under)
     close, end = Sample.of(closes, "ms"), Sample.of(ends, "ms")
     named = f"all namespaces, tmpfs overlay, exec sh ({floor.kind})"
+    reached = times <= 6 if floor.kind == "C" else None  # the stand-in's ratio would flatter
     return [
-        Row("start to first output", value, under, named, "≤ 6 × floor", times <= 6, times, detail),
+        Row("start to first output", value, under, named, "≤ 6 × floor", reached, times, detail),
         Row(
             "close",
             close,
