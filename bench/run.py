@@ -88,7 +88,8 @@ def main() -> int:
         groups = {k: v for k, v in groups.items() if not chosen.only or k in chosen.only}
         done = measure(groups)
     if not partial:
-        record(done, started)
+        changed = started["source_changed"] or machine()["source_changed"]
+        record(done, {**started, "source_changed": changed})
         print(f"written: {RESULTS}/latest.json, latest.md")
     return 0
 
