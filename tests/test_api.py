@@ -69,7 +69,7 @@ async def test_arun_tells_each_event_as_it_happens(model: str) -> None:
 async def test_a_cancelled_arun_keeps_its_record(tmp_path: Path) -> None:
     (tmp_path / "slow.jsonl").write_text('{"text": "late", "delay_s": 60}\n')
     task = asyncio.create_task(sandlot.arun("x", "scripted:slow.jsonl"))
-    while not list(tmp_path.glob("runs/*/trajectory.jsonl")):
+    while not list(tmp_path.glob("runs/*/trajectory.jsonl")):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     task.cancel()

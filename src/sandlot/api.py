@@ -8,7 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -259,8 +259,12 @@ async def execute(
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
         manifest |= {"image": _image_record(settings, image)}
         directory = directory.with_manifest(redactor.value(manifest))
+
+        async def spare() -> StartedSandbox:
+            return (await open_computer(settings, prepared.policy, environ, watch.note))[0]
+
         with Recorder(directory.trajectory_path, redactor=redactor, clock=clock) as recorder:
-            trajectory = await _roll(job, settings, prepared, watch, directory, recorder, box)
+            trajectory = await _roll(job, prepared, watch, directory, recorder, box, spare)
     finally:
         await prepared.model.close()
     return result_of(directory, trajectory, settings)
@@ -268,12 +272,12 @@ async def execute(
 
 async def _roll(
     job: Job,
-    settings: Settings,
     prepared: _Prepared,
     watch: Watch,
     directory: RunDirectory,
     recorder: Recorder,
     box: StartedSandbox,
+    spare: Callable[[], Awaitable[StartedSandbox]],
 ) -> Trajectory:
     """The rollout itself. However it ends, its end is recorded and its files reach `output`."""
     from sandlot.agent.resume import resume_rollout
@@ -297,7 +301,7 @@ async def _roll(
     }
     try:
         if job.how == "resume":
-            return await resume_rollout(directory.trajectory(), **common)
+            return await resume_rollout(directory.trajectory(), spare=spare, **common)
         if job.how == "continue":
             message = Message.user(job.prompt)
             history = directory.trajectory()

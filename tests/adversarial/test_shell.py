@@ -29,7 +29,7 @@ def tiny_policy() -> Policy:
         open_files=256,
         command_timeout_s=3.0,
     )
-    return replace(policy, asked=frozenset({"memory_bytes", "processes", "disk_bytes"}))
+    return replace(policy, asked=frozenset({"processes", "disk_bytes"}))
 
 
 @contextlib.asynccontextmanager

@@ -31,6 +31,8 @@ ANSWER = [write("/testbed/output/answer.txt", "forty-two\n"), call("submit")]
 def environment(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
+        # Leases of this test alone: other sandboxes of this user must not show in `ps` or `reap`.
+        "XDG_RUNTIME_DIR": str(tmp_path),
         "HOME": str(tmp_path / "home"),
         "LANG": "C.UTF-8",
         "SANDLOT_BACKEND": "fake",

@@ -161,3 +161,12 @@ def test_the_filter_is_small_enough_for_the_kernel(program: bytes) -> None:
 def test_a_machine_without_a_table_is_named() -> None:
     with pytest.raises(SandboxUnavailable, match=r"'riscv64'.*x86_64, aarch64"):
         build_filter("riscv64")
+
+
+@pytest.mark.parametrize("call", [41, 53], ids=["socket", "socketpair"])
+def test_only_families_that_a_namespace_contains_get_sockets(program: bytes, call: int) -> None:
+    """AF_VSOCK, for one, would speak to the hypervisor whatever the network policy says."""
+    for family in (1, 2, 10, 16):
+        assert verdict(program, call, family) == ALLOW
+    for family in (17, 38, 40, 44):
+        assert verdict(program, call, family) == refused_with(errno.EAFNOSUPPORT)

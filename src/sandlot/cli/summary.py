@@ -95,7 +95,9 @@ def _tokens(usage: Usage) -> list[str]:
 
 def _next_steps(result: RunResult) -> Iterator[str]:
     finished = (StopReason.SUBMITTED, StopReason.ANSWERED)
-    if result.stop_reason not in finished:
+    if result.stop_reason is StopReason.MAX_TURNS:
+        yield f"go on: sandlot run --resume {result.directory} --max-turns N (more than before)"
+    elif result.stop_reason not in finished:
         yield f"go on: sandlot run --resume {result.directory}"
     else:
         yield f'continue: sandlot continue {result.directory} "MORE"'

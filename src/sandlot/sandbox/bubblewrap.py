@@ -355,7 +355,14 @@ class _Inner:
         self._make_cgroup(limits)
         self.enforcement = _enforcement(self._policy, self.cgroup, self._host)
         _refuse_unenforced(self._policy, self.enforcement)
-        await self._launch(restore)
+        launch = asyncio.ensure_future(self._launch(restore))
+        try:
+            await asyncio.shield(launch)
+        except asyncio.CancelledError:
+            # A bubblewrap that dies of our closed pipe leaves a first process that waits for ever:
+            # take its id first (a moment, at most the deadline of a start), `stop` then kills it.
+            await asyncio.wait({launch})
+            raise
         shell = self._shell
         assert shell is not None
         await shell.begin(self._policy.working_dir)
@@ -387,7 +394,8 @@ class _Inner:
         try:
             os.write(out, info.tobuf() + data + bytes(-len(data) % 512))
             words = ["tar", "-c", "--sparse", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
-            words += ["--exclude=*/work", f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
+            words += ["--anchored", "--no-wildcards-match-slash", "--exclude=./*/work"]
+            words += [f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
             disk = Path(f"/proc/self/fd/{self._fds['disk']}")
             status, complaint = await host.launcher.run_mapped(
                 words, disk, stdin=null, stdout=out, userns=self._fds["userns"]
@@ -398,7 +406,7 @@ class _Inner:
         finally:
             os.close(out)
             os.close(null)
-        if status != 0:
+        if status not in (0, 1):  # 1: a file changed while it was read
             partial.unlink(missing_ok=True)
             raise SandboxFileError(str(target), f"the sandbox was not kept: {complaint[-300:]}")
         partial.replace(target)
@@ -501,12 +509,17 @@ class _Inner:
             "binds": binds,
             "uppers": uppers,
             "whiteouts": self._whiteouts(),
+            "mount_points": self._mount_points(),
             "disk_bytes": limits.disk_bytes,
             "listen": self._policy.network.mode is not NetworkMode.NONE,
             "rlimits": _rlimits(limits, self.cgroup),
             "restore": restoring,
             "argv": self._argv(),
         }
+
+    def _mount_points(self) -> list[str]:
+        made = ["/proc", "/dev", CONTROL_DIR, self._policy.working_dir]
+        return made + [mount.target for mount in self._policy.mounts] + list(self._root.overlays)
 
     def _whiteouts(self) -> list[str]:
         return [
@@ -574,9 +587,11 @@ class _Inner:
 
 
 def _read_state(source: Path) -> dict[str, str]:
+    """The first member of a kept sandbox; the rest of the tar is not looked at."""
     try:
         with tarfile.open(source, "r:") as tar:
-            member = tar.extractfile(_STATE_NAME)
+            first = tar.next()
+            member = tar.extractfile(first) if first and first.name == _STATE_NAME else None
             state = json.load(member) if member else {}
             return {name: str(state[name]) for name in ("working_dir", "exports")}
     except (OSError, KeyError, ValueError, tarfile.TarError) as exc:
@@ -621,7 +636,10 @@ def _enforcement(
         else:
             rows.append(
                 Enforcement(
-                    "memory", "rlimit for each process, watchdog for the sum", True, "best effort"
+                    "memory",
+                    "rlimit for each process, watchdog for the sum",
+                    False,
+                    "best effort: memory outside of processes is not seen",
                 )
             )
     if limits.processes is not None:
@@ -638,8 +656,9 @@ def _enforcement(
 
 
 def _refuse_unenforced(policy: Policy, rows: Sequence[Enforcement]) -> None:
+    asked = {name.removesuffix("_bytes") for name in policy.asked}  # fields of `Limits`
     for row in rows:
-        if row.promise in policy.asked and not row.holds:
+        if row.promise in asked and not row.holds:
             raise PolicyNotEnforceable(
                 f"the limit on {row.promise} was asked for, but this machine cannot enforce it: "
                 "it has no writable cgroup. Leave it out, or run as root"

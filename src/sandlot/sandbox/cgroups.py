@@ -75,7 +75,8 @@ class CgroupRoot:
 
     def create(self, name: str, limits: Limits) -> Cgroup:
         """Make a group with the limits in place. Raises OSError where the kernel refuses."""
-        folders = {controller: top / name for controller, top in self.tops.items()}
+        unused = {"cpu"} if self.version == 1 and limits.cpus is None else set()
+        folders = {key: top / name for key, top in self.tops.items() if key not in unused}
         for folder in dict.fromkeys(folders.values()):
             folder.mkdir()
         group = Cgroup(self.version, folders)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -25,6 +26,9 @@ _IDLE_S = 2.0
 _INLINE_BYTES = 256 * 1024
 _COPY_BYTES = 1 << 20
 _MAX_DEPTH = 64
+_NAME_ERRORS = frozenset(
+    (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ)
+)
 
 OpenSession = Callable[[], Channel]
 T = TypeVar("T")
@@ -54,7 +58,9 @@ class SandboxFiles:
             if limit_bytes is not None and size > limit_bytes:
                 raise SandboxFileError(path, f"holds {size} bytes, more than {limit_bytes}")
             with _file_errors(path):
-                data = await _in_thread_if(size, lambda: _read_at_most(fd, limit_bytes))
+                data = await _in_thread_if(
+                    size or _COPY_BYTES, lambda: _read_at_most(fd, limit_bytes)
+                )
         finally:
             os.close(fd)
         if limit_bytes is not None and len(data) > limit_bytes:
@@ -147,6 +153,8 @@ class _Session:
         try:
             return await self._channel.ask({"op": op, "path": path, **more})
         except LauncherReply as exc:
+            if exc.lost:  # an answer may come later still: this channel is of no more use
+                raise
             raise SandboxFileError(path, exc.strerror or str(exc)) from exc
 
     async def open_file(self, path: str) -> int:
@@ -226,25 +234,29 @@ class _Collector:
             if size > self._bytes_left:
                 self._skip(name, f"{size} bytes are more than the {self._bytes_left} left")
                 return
-            copied, digest = await _in_thread_if(size, lambda: self._store(fd, name))
+            copied, digest = await _in_thread_if(size, lambda: self._store(fd, name, size))
         except SandboxFileError as exc:
             self._skip(name, exc.reason)
             return
         except OSError as exc:
+            if exc.errno in _NAME_ERRORS:  # the name is the sandbox's choice, and no host's fault
+                self._skip(name, f"cannot be stored: {exc.strerror}")
+                return
             raise InputError(f"{self._into / name}: cannot be written: {exc.strerror}") from exc
         finally:
             os.close(fd)
         self._bytes_left -= copied
         self.collected.append(CollectedFile(name, copied, digest))
 
-    def _store(self, fd: int, name: str) -> tuple[int, str]:
+    def _store(self, fd: int, name: str, size: int) -> tuple[int, str]:
+        """Copy what `fstat` promised: a file that grows, or one of /proc without an end, stops."""
         target = self._into / name
         target.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         out = os.open(target, flags, 0o644)
         digest = hashlib.sha256()
         try:
-            copied = _copy(fd, out, self._bytes_left, digest.update)
+            copied = _copy(fd, out, size, digest.update)
         finally:
             os.close(out)
         return copied, digest.hexdigest()

@@ -21,7 +21,18 @@ _SEND_BUFFER_BYTES = 1 << 20
 
 
 class LauncherReply(OSError):
-    """The launcher refused or failed a request, with the system's error number."""
+    """The launcher refused or failed a request, with the system's error number.
+
+    `lost` where there was no answer at all: the channel is not in step any more.
+    """
+
+    lost = False
+
+
+class LauncherLost(LauncherReply):
+    """No answer came."""
+
+    lost = True
 
 
 def settle(future: asyncio.Future[None]) -> None:
@@ -50,7 +61,7 @@ class Channel:
         try:
             await asyncio.wait_for(ready, within_s)
         except TimeoutError as exc:
-            raise LauncherReply(62, f"the launcher did not answer within {within_s:g} s") from exc
+            raise LauncherLost(62, f"the launcher did not answer within {within_s:g} s") from exc
         finally:
             loop.remove_reader(self._sock)
         return self._take()
@@ -74,7 +85,7 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(payload[: len(payload) - len(payload) % 4])
         if not data:
-            raise LauncherReply(5, "the launcher's child ended without an answer")
+            raise LauncherLost(5, "the launcher's child ended without an answer")
         answer: dict[str, Any] = json.loads(data)
         if "error" in answer:
             raise LauncherReply(answer["errno"], answer["error"])
@@ -167,4 +178,7 @@ class Launcher:
 
 def _read_all(fd: int) -> str:
     with os.fdopen(fd, "rb") as file:
-        return file.read(64 * 1024).decode("utf-8", "replace")
+        said = file.read(64 * 1024)
+        while file.read(64 * 1024):  # a closed pipe would kill a program that complains much
+            pass
+        return said.decode("utf-8", "replace")

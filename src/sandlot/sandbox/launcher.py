@@ -120,6 +120,14 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
     sock.sendmsg([payload], ancillary)
 
 
+def send_if_heard(sock: socket.socket, message: Message) -> None:
+    """A harness that is gone hears nothing; its launcher must live on to clean up."""
+    try:
+        send(sock, message)
+    except OSError:
+        pass
+
+
 # --- id maps ------------------------------------------------------------------------------------
 
 
@@ -242,6 +250,7 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
         prepare_mounts(request, None)
     if request["restore"]:
         unpack_upper(fds[5])
+    refuse_planted_links(request["mount_points"])
     make_whiteouts(request["whiteouts"])
     handed = [upper_descriptor()]
     unshare(CLONE_NEWNET, "unshare network namespace")
@@ -305,7 +314,7 @@ def make_whiteouts(names: list[str]) -> None:
 def unpack_upper(tar_fd: int) -> None:
     """Fill the upper layers from a kept sandbox, before anything is mounted over them."""
     words = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
-    words += ["--exclude=sandlot-state.json", "-f", "-"]
+    words += ["--anchored", "--exclude=sandlot-state.json", "-f", "-"]
     pid = os.fork()
     if pid == 0:
         os.dup2(tar_fd, 0, inheritable=True)
@@ -313,6 +322,22 @@ def unpack_upper(tar_fd: int) -> None:
         os.execvpe(words[0], words, {"PATH": "/usr/bin:/bin"})
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
         raise OSError(errno.EIO, "the kept sandbox could not be unpacked")
+
+
+def refuse_planted_links(points: list[str]) -> None:
+    """bubblewrap follows links on its way to a mount point, and the host's files lie at /oldroot.
+
+    So no folder on the way to one may be a link, neither of the image nor of a kept upper layer.
+    """
+    layers = [f"{STAGE}/disk/root/upper"]
+    layers += [f"{STAGE}/{name}" for name in os.listdir(STAGE) if name.startswith("lower")]
+    for point in points:
+        parts = point.strip("/").split("/")
+        for depth in range(1, len(parts) + 1):
+            name = "/".join(parts[:depth])
+            for layer in layers:
+                if os.path.islink(f"{layer}/{name}"):
+                    raise OSError(errno.ELOOP, f"the image or kept sandbox has a link at /{name}")
 
 
 def upper_descriptor() -> int:
@@ -589,7 +614,7 @@ def handle(request: Message, fds: list[int], namespaces: dict[str, int]) -> None
             run(request, fds[1:], reply, userns)
     except Exception as exc:  # noqa: BLE001  the child's last act: whatever it was, tell the harness
         code = getattr(exc, "errno", None) or errno.EIO
-        send(reply, {"errno": code, "error": getattr(exc, "strerror", None) or repr(exc)})
+        send_if_heard(reply, {"errno": code, "error": getattr(exc, "strerror", None) or repr(exc)})
 
 
 def map_namespace(request: Message, fds: list[int], namespaces: dict[str, int]) -> None:
@@ -598,9 +623,9 @@ def map_namespace(request: Message, fds: list[int], namespaces: dict[str, int]) 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         namespaces["fd"] = make_user_namespace(request["idmap"])
-        send(reply, {"ok": True})
+        send_if_heard(reply, {"ok": True})
     except OSError as exc:
-        send(reply, {"errno": exc.errno or errno.EIO, "error": exc.strerror or str(exc)})
+        send_if_heard(reply, {"errno": exc.errno or errno.EIO, "error": exc.strerror or str(exc)})
     finally:
         signal.signal(signal.SIGCHLD, reap_children)
         reply.close()

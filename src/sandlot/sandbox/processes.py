@@ -18,7 +18,8 @@ class ProcessTree:
     """`root_fd` is the sandbox's root folder; `close` gives the descriptors back."""
 
     def __init__(self, root_fd: int) -> None:
-        self._proc = os.open("proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._proc = os.open("proc", flags, dir_fd=root_fd)
         self._children: dict[int, int] = {}
 
     def close(self) -> None:
@@ -56,14 +57,15 @@ class ProcessTree:
 
     def descendants_since(self, before: Set[int], shell: int) -> list[int]:
         """Processes that began after `before` was taken and belong to no job of that time."""
-        parents = {pid: status for pid in self._all() if (status := self._status(pid))}
+        found_now = {pid: status for pid in self._all() if (status := self._status(pid))}
+        parents = {pid: parent for pid, (_, parent) in found_now.items()}
         kept = {INIT, shell}
         jobs = before - kept
         found = []
-        for pid, (state, _parent) in parents.items():
+        for pid, (state, _parent) in found_now.items():
             if pid in kept or pid in jobs or state == "Z":
                 continue
-            if not jobs & _ancestors(pid, {key: value[1] for key, value in parents.items()}):
+            if not jobs & _ancestors(pid, parents):
                 found.append(pid)
         return found
 

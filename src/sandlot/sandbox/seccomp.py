@@ -16,7 +16,8 @@ from sandlot.core.errors import SandboxUnavailable
 
 _LD_ABS, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
+_FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink; vsock would leave the network namespace
 _NR_OFFSET, _ARCH_OFFSET, _ARG0_OFFSET, _ARG1_OFFSET = 0, 4, 16, 24
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag, time namespaces included
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -28,6 +29,7 @@ class _Architecture:
     audit: int
     clone: int
     ioctl: int
+    sockets: tuple[int, int]
     denied: Mapping[str, int]
 
 
@@ -115,8 +117,8 @@ _AARCH64 = {
     "userfaultfd": 282,
 }
 _ARCHITECTURES = {
-    "x86_64": _Architecture(0xC000003E, 56, 16, {**_X86_64, **_COMMON}),
-    "aarch64": _Architecture(0xC00000B7, 220, 29, {**_AARCH64, **_COMMON}),
+    "x86_64": _Architecture(0xC000003E, 56, 16, (41, 53), {**_X86_64, **_COMMON}),
+    "aarch64": _Architecture(0xC00000B7, 220, 29, (198, 199), {**_AARCH64, **_COMMON}),
 }
 
 
@@ -143,6 +145,8 @@ def build_filter(machine: str, *, allow_ptrace: bool = False) -> bytes:
     code += _deny_flags(arch.clone, _ARG0_OFFSET, _op(_JSET, 0, 1, _NEW_NAMESPACES))
     for request in (_TIOCSTI, _TIOCLINUX):
         code += _deny_flags(arch.ioctl, _ARG1_OFFSET, _op(_JEQ, 0, 1, request))
+    for number in arch.sockets:
+        code += _only_families(number)
     code.append(_op(_RET, k=_ALLOW))
     return b"".join(code)
 
@@ -154,6 +158,18 @@ def _deny_flags(call: int, argument: int, test: bytes) -> list[bytes]:
         _op(_LD_ABS, k=argument),
         test,
         _op(_RET, k=_ERRNO | _EPERM),
+        _op(_LD_ABS, k=_NR_OFFSET),
+    ]
+
+
+def _only_families(call: int) -> list[bytes]:
+    """Deny socket(2) or socketpair(2) for every family that no namespace of ours contains."""
+    known = [_op(_JEQ, len(_FAMILIES) - n, 0, family) for n, family in enumerate(_FAMILIES)]
+    return [
+        _op(_JEQ, 0, len(known) + 3, call),
+        _op(_LD_ABS, k=_ARG0_OFFSET),
+        *known,
+        _op(_RET, k=_ERRNO | _EAFNOSUPPORT),
         _op(_LD_ABS, k=_NR_OFFSET),
     ]
 

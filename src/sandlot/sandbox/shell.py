@@ -35,6 +35,9 @@ _ABORT_SIGNAL = signal.SIGRTMAX - 5
 _GRACE_S = 1.0
 _START_S = 20.0
 _STATUS_LINE_BYTES = 256
+_STATUS_READ_BYTES = 4096
+_STATUS_PAUSE_S = 0.02  # after lines that nobody waits for: a flood costs 200 kB/s of reading
+_LATE_STREAMS = 64
 
 KEEPER = f"""\
 while read -r _ <&3; do
@@ -84,6 +87,10 @@ class Shell:
         self._limits = limits
         self._died = died
         self._loop = asyncio.get_running_loop()
+        # The inside can fill both pipes; a write that waited would stop every sandbox of the loop.
+        os.set_blocking(commands_fd, False)
+        os.set_blocking(keeper_fd, False)
+        self._status_pause: asyncio.TimerHandle | None = None
         self._pid = 0
         self._tree: ProcessTree | None = None
         self._last_status = 0
@@ -108,7 +115,7 @@ class Shell:
 
     async def begin(self, working_dir: str) -> None:
         """Start a bash. Raises SandboxDied when none answers in time."""
-        os.write(self._keeper_fd, b"start\n")
+        self._tell(self._keeper_fd, b"start\n")
         line = f". {CONTROL_DIR}/setup; cd -- {shlex.quote(working_dir)}"
         answer = self._expect()
         report = f'builtin printf "{answer.name} %s\\n" "$$" >{CONTROL_DIR}/status'
@@ -151,6 +158,8 @@ class Shell:
 
     def close(self) -> None:
         self._loop.remove_reader(self._status_fd)
+        if self._status_pause is not None:
+            self._status_pause.cancel()
         for fd in (self._status_fd, self._commands_fd, self._keeper_fd):
             os.close(fd)
         for stream in self._late:
@@ -197,6 +206,9 @@ class Shell:
         for stream in streams:
             stream.finish()
             self._late.append(stream)
+        for stream in self._late[:-_LATE_STREAMS]:
+            stream.close()  # who still writes there meets a broken pipe: descriptors are finite
+        self._late = self._late[-_LATE_STREAMS:]
         for end in ("c", "o", "e"):
             (self._control / f"{name}.{end}").unlink(missing_ok=True)
 
@@ -263,23 +275,39 @@ class Shell:
     def _read_status(self) -> None:
         """Parse `NAME NUMBER` lines. The other side is hostile: anything else is ignored."""
         try:
-            data = self._partial + os.read(self._status_fd, 65536)
+            data = self._partial + os.read(self._status_fd, _STATUS_READ_BYTES)
         except BlockingIOError:
             return
         *lines, rest = data.split(b"\n")
         self._partial = rest[:_STATUS_LINE_BYTES]
+        useless = len(rest) > _STATUS_LINE_BYTES
         for line in lines:
             name, _, number = line[:_STATUS_LINE_BYTES].decode("ascii", "replace").partition(" ")
             future = self._waiting.get(name)
             if future is not None and not future.done() and number.isdigit() and len(number) < 10:
                 future.set_result(int(number))
+            else:
+                useless = True
+        if useless:
+            self._loop.remove_reader(self._status_fd)
+            self._status_pause = self._loop.call_later(_STATUS_PAUSE_S, self._listen)
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._status_fd, self._read_status)
 
     def _write(self, line: str) -> None:
-        """The shell reads a line only when it is idle, so a pipe's buffer always has room."""
+        """The shell reads a line only when it is idle, so an honest pipe always has room."""
+        self._tell(self._commands_fd, _encode(line))
+
+    def _tell(self, fd: int, data: bytes) -> None:
         try:
-            os.write(self._commands_fd, line.encode())
+            written = os.write(fd, data)
         except (BrokenPipeError, BlockingIOError) as exc:
-            raise SandboxDied(DeathCause.UNRESPONSIVE, "the shell's input is closed") from exc
+            raise SandboxDied(
+                DeathCause.UNRESPONSIVE, "the shell's input is full or closed"
+            ) from exc
+        if written < len(data):
+            raise SandboxDied(DeathCause.UNRESPONSIVE, "the shell's input is full")
 
     async def _within(self, future: asyncio.Future[int], seconds: float, complaint: str) -> int:
         watched: set[asyncio.Future[Any]] = {future, self._died}

@@ -12,12 +12,16 @@ import tty
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
+
 from sandlot.core.errors import SandboxError
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.bubblewrap import BubblewrapSandbox
 from sandlot.sandbox.shell import CONTROL_DIR
 
 _CHUNK = 64 * 1024
+_PAUSE_S = 0.2
+_END_OF_FILE = b"\x04"  # Ctrl-D, which a terminal turns into the end of the input
 _FOR_EVER_S = 10.0 * 365 * 24 * 3600
 
 
@@ -88,40 +92,39 @@ def _raw_mode() -> Iterator[None]:
 @contextlib.contextmanager
 def _relay(into: int, out_of: int) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
-
-    def send() -> None:
-        data = os.read(keys, 1024)  # below a pipe's atomic size: written whole or not at all
-        if not data:
-            loop.remove_reader(keys)
-            data = b"\x04"
-        with contextlib.suppress(BlockingIOError):
-            os.write(into, data)
 
     def show() -> None:
         with contextlib.suppress(BlockingIOError):
-            _write_all(screen, os.read(out_of, _CHUNK))
+            _write_all(sys.stdout.fileno(), os.read(out_of, _CHUNK))
 
-    polled = _watch(loop, keys, send)
+    typist = asyncio.ensure_future(_type(sys.stdin.fileno(), into))
     loop.add_reader(out_of, show)
     try:
         yield
         show()
     finally:
         loop.remove_reader(out_of)
-        if polled:
-            loop.remove_reader(keys)
+        typist.cancel()
 
 
-def _watch(loop: asyncio.AbstractEventLoop, fd: int, callback: object) -> bool:
-    """epoll refuses regular files (`shell < FILE`): those are sent at once."""
-    assert callable(callback)
-    try:
-        loop.add_reader(fd, callback)
-    except PermissionError:
-        callback()
-        return False
-    return True
+async def _type(keys: int, into: int) -> None:
+    """Pass on what is typed; after the end of the input, ask the shell to end until it does."""
+    while data := await _read_keys(keys):
+        while data:
+            try:
+                data = data[os.write(into, data) :]
+            except BlockingIOError:
+                await asyncio.sleep(_PAUSE_S)
+    while True:  # one end of file can be taken by a program that runs before the shell reads
+        with contextlib.suppress(BlockingIOError):
+            os.write(into, _END_OF_FILE)
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _read_keys(keys: int) -> bytes:
+    with contextlib.suppress(PermissionError):  # a regular file cannot be waited for: it is ready
+        await anyio.wait_readable(keys)
+    return os.read(keys, 1024)
 
 
 def _write_all(fd: int, data: bytes) -> None:
