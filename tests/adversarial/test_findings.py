@@ -1,0 +1,105 @@
+"""What a review once broke, each as the attack that did it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from sandlot.core.errors import PolicyNotEnforceable, SandboxDied, SandlotError
+from sandlot.sandbox.bubblewrap import _refuse_unenforced
+from sandlot.sandbox.contract import MakeSandbox, opened, small_policy
+from sandlot.sandbox.policy import Enforcement, Policy
+
+sandboxed = pytest.mark.sandbox
+
+
+def test_a_limit_that_was_asked_for_and_cannot_be_kept_is_refused_by_name() -> None:
+    rows = [Enforcement("memory", "watchdog", holds=False), Enforcement("disk", "tmpfs", True)]
+    _refuse_unenforced(Policy(), rows)
+    _refuse_unenforced(Policy(asked=frozenset({"disk_bytes"})), rows)
+    with pytest.raises(PolicyNotEnforceable, match="memory"):
+        _refuse_unenforced(Policy(asked=frozenset({"memory_bytes"})), rows)
+
+
+@sandboxed
+async def test_a_full_command_pipe_ends_its_sandbox_and_not_the_event_loop(
+    bubblewrap: MakeSandbox,
+) -> None:
+    """A blocking write there once stopped every sandbox of the harness for ever."""
+    async with opened(bubblewrap, small_policy()) as box, opened(bubblewrap) as neighbour:
+        await box.exec(
+            "exec 2>/dev/null; p=$$; (exec 9>/proc/$p/fd/0; sleep 0.2; echo sleep 30 >&9; "
+            "head -c 300000 /dev/zero | tr '\\0' '#' >&9) & "
+        )
+        await asyncio.sleep(1.0)
+        beat = asyncio.ensure_future(neighbour.exec("echo alive", 5))
+        try:
+            async with asyncio.timeout(20):
+                await box.exec("echo mine", 1)
+        except SandboxDied:
+            pass  # it harmed itself, typed and in time; that is allowed
+        assert (await beat).stdout == "alive\n"
+
+
+@sandboxed
+async def test_a_flood_of_the_status_pipe_neither_wedges_nor_starves(
+    bubblewrap: MakeSandbox,
+) -> None:
+    async with opened(bubblewrap) as box:
+        await box.exec("yes forged 0 >/run/sandlot/status &")
+        began = asyncio.get_running_loop().time()
+        try:
+            await box.exec("echo on", 3)
+        except SandboxDied:
+            pass
+        assert asyncio.get_running_loop().time() - began < 15
+
+
+@sandboxed
+async def test_a_kept_layer_cannot_lead_a_mount_point_to_the_host(
+    bubblewrap: MakeSandbox, tmp_path: Path
+) -> None:
+    """bubblewrap follows links on the way to a mount point, and the host lies at /oldroot."""
+    prey = tmp_path / "prey"
+    prey.mkdir(mode=0o777)
+    prey.chmod(0o777)
+    async with opened(bubblewrap) as box:
+        await box.save_state(tmp_path / "kept")
+    forged = _with_link(tmp_path / "kept", "./root/upper/run", f"/oldroot{prey}")
+    async with opened(bubblewrap) as box:
+        with pytest.raises(SandlotError):
+            await box.load_state(forged)
+    assert not list(prey.iterdir())
+
+
+@sandboxed
+async def test_a_folder_named_work_is_kept(bubblewrap: MakeSandbox, tmp_path: Path) -> None:
+    async with opened(bubblewrap) as box:
+        await box.exec("mkdir -p work/deep && echo kept >work/deep/file")
+        await box.save_state(tmp_path / "kept")
+    async with opened(bubblewrap) as box:
+        await box.load_state(tmp_path / "kept")
+        assert await box.read_file("/testbed/work/deep/file") == b"kept\n"
+
+
+def _with_link(source: Path, name: str, target: str) -> Path:
+    """The kept sandbox with one member replaced by a link."""
+    forged = source.with_name("forged")
+    with tarfile.open(source, "r:") as old, tarfile.open(forged, "w:") as new:
+        first = old.next()
+        assert first is not None
+        data = old.extractfile(first)
+        assert data is not None
+        new.addfile(first, io.BytesIO(data.read()))
+        for member in old:
+            if not member.name.startswith(name) and member.name != first.name:
+                content = old.extractfile(member) if member.isreg() else None
+                new.addfile(member, content)
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = tarfile.SYMTYPE, target
+        new.addfile(link)
+    return forged
