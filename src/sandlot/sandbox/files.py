@@ -100,7 +100,7 @@ class SandboxFiles:
         async with self._session() as session:
             await session.ask("mkdir", path)
 
-    async def upload(self, source: Path, target: str, follow_links: bool = False) -> int:
+    async def upload(self, source: Path, target: str) -> int:
         count = 0
         async with self._session() as session:
             if not source.is_dir():
@@ -108,7 +108,7 @@ class SandboxFiles:
                 return 1
             await session.ask("mkdir", target)
             for path, inner in _walk_host(source, target):
-                count += await _upload_entry(session, source, path, inner, follow_links)
+                count += await _upload_entry(session, source, path, inner)
         return count
 
     async def collect(
@@ -293,13 +293,11 @@ def _walk_host(source: Path, target: str) -> Iterator[tuple[Path, str]]:
                 yield Path(folder, name), os.path.normpath(os.path.join(inside, name))
 
 
-async def _upload_entry(
-    session: _Session, source: Path, path: Path, inner: str, follow_links: bool
-) -> int:
+async def _upload_entry(session: _Session, source: Path, path: Path, inner: str) -> int:
     if inner.endswith("/"):
         await session.ask("mkdir", inner)
         return 0
-    if path.is_symlink() and not follow_links:
+    if path.is_symlink():
         if not path.resolve().is_relative_to(source.resolve()) or path.readlink().is_absolute():
             raise InputError(
                 f"{path}: is a link that leads outside {source}; copy the file in its place"

