@@ -30,7 +30,9 @@ def to_json(value: Any) -> Any:
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, set | frozenset):
+        return sorted(to_json(item) for item in value)  # the same record for the same set
+    if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value
 

@@ -812,7 +812,7 @@ async def _(make: MakeSandbox) -> None:
 async def _(box: Sandbox) -> None:
     for line in box.enforcement:
         require(line.promise and line.means, f"an empty line: {line!r}")
-        require(line.holds == (line.means != "none"), f"means and holds disagree: {line!r}")
+        require(not line.holds or line.means != "none", f"means and holds disagree: {line!r}")
 
 
 async def _survives_or_dies(box: Sandbox, command: str) -> None:

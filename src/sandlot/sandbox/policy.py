@@ -109,7 +109,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """How one promise is kept on this machine. `means` is `none` where it is not."""
+    """How one promise is kept on this machine.
+
+    Where it does not hold, `means` is `none` or names what is done as a best effort.
+    """
 
     promise: str
     means: str
