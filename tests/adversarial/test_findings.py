@@ -103,3 +103,17 @@ def _with_link(source: Path, name: str, target: str) -> Path:
         link.type, link.linkname = tarfile.SYMTYPE, target
         new.addfile(link)
     return forged
+
+
+@sandboxed
+async def test_variables_too_large_to_be_kept_are_refused_and_not_cut(
+    bubblewrap: MakeSandbox, tmp_path: Path
+) -> None:
+    """A cut list of exports would be run as a script at the restore."""
+    async with opened(bubblewrap) as box:
+        await box.exec(
+            "for i in {1..40}; do export BIG$i=$(head -c 30000 /dev/zero | tr '\\0' x); done"
+        )
+        with pytest.raises(SandlotError, match="too large"):
+            await box.save_state(tmp_path / "kept")
+    assert not list(tmp_path.iterdir())

@@ -49,6 +49,7 @@ from sandlot.sandbox.shell import CONTROL_DIR, Shell
 
 T = TypeVar("T")
 _START_S = 30.0
+_STOP_S = 10.0
 _STATE_NAME = "sandlot-state.json"
 _OUTPUT_DIR = "/tmp/.sandlot"
 _WATCHDOG_S = 0.25
@@ -150,7 +151,8 @@ class BubblewrapSandbox:
             self._calls += 1
             number = self._calls
             started = time.monotonic()
-            limit = timeout_s or self.policy.limits.command_timeout_s
+            default = self.policy.limits.command_timeout_s
+            limit = default if timeout_s is None else timeout_s
             try:
                 run = await inner.run(command, limit)
             except SandboxDied as exc:
@@ -209,6 +211,8 @@ class BubblewrapSandbox:
     async def save_state(self, target: Path) -> None:
         exports = await self.exec("export -p")
         where = await self.exec("pwd -P")
+        if exports.truncated or where.truncated or exports.exit_code != 0:
+            raise SandboxFileError(str(target), "the exported variables are too large to be kept")
         async with self._queue:
             inner, host = self._alive(), self._host
             assert host is not None
@@ -343,7 +347,6 @@ class _Inner:
         self._fds: dict[str, int] = {}
         self._shell: Shell | None = None
         self._egress: Egress | None = None
-        self._oom_seen = 0
         self._stopped = False
         self.tree: ProcessTree | None = None
         self.cgroup: Cgroup | None = None
@@ -434,7 +437,9 @@ class _Inner:
             loop.remove_reader(pidfd)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            await _until_readable(pidfd)
+            # Only a process stuck in the kernel outlives this; it must not hang a close.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_until_readable(pidfd), _STOP_S)
         if self._egress is not None:
             await self._egress.close()
         self.files.close()

@@ -77,12 +77,17 @@ class CgroupRoot:
         """Make a group with the limits in place. Raises OSError where the kernel refuses."""
         unused = {"cpu"} if self.version == 1 and limits.cpus is None else set()
         folders = {key: top / name for key, top in self.tops.items() if key not in unused}
-        for folder in dict.fromkeys(folders.values()):
-            folder.mkdir()
         group = Cgroup(self.version, folders)
-        for controller, file, value in _settings(self.version, limits):
-            if controller in folders:
-                (folders[controller] / file).write_text(value)
+        try:
+            for folder in dict.fromkeys(folders.values()):
+                folder.mkdir()
+            for controller, file, value in _settings(self.version, limits):
+                if controller in folders:
+                    (folders[controller] / file).write_text(value)
+        except OSError:
+            for folder in dict.fromkeys(folders.values()):
+                _rmdir(folder)
+            raise
         return group
 
     def remove(self) -> None:
