@@ -21,7 +21,7 @@ from sandlot.core.events import Event, EventSink, RolloutStopped
 from sandlot.core.redact import Redactor, secret_values
 from sandlot.core.store import Recorder, RunDirectory, slugify
 from sandlot.core.types import Message, StopReason, Task, Trajectory, Usage
-from sandlot.sandbox.policy import Limits, Mount, Network, Policy
+from sandlot.sandbox.policy import PROMISES, Credential, Limits, Mount, Network, Policy
 from sandlot.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ _LIMITS = {
     "cpus": "cpus",
     "processes": "processes",
     "disk": "disk_bytes",
+    "open_files": "open_files",
+    "file_size": "file_bytes",
+    "wall_time": "wall_s",
     "timeout": "command_timeout_s",
 }
 
@@ -248,12 +251,13 @@ async def execute(
 ) -> RunResult:
     """Do a job: check everything that is free to check, open the sandbox, run, collect, record."""
     environ = os.environ if environ is None else environ
-    prepared = _prepare(job, settings)
+    prepared = _prepare(job, settings, environ)
     settings = prepared.settings
     try:
         directory = _directory(job, settings, clock)
         watch.opened(directory)
-        redactor = Redactor(_secrets(settings, environ))
+        at_the_wall = [item.secret for item in prepared.policy.network.credentials]
+        redactor = Redactor([*_secrets(settings, environ), *at_the_wall])
         manifest = _manifest(job, settings, prepared, directory, clock)
         directory = directory.with_manifest(redactor.value(manifest))
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
@@ -336,7 +340,7 @@ class _Prepared:
     policy: Policy
 
 
-def _prepare(job: Job, settings: Settings) -> _Prepared:
+def _prepare(job: Job, settings: Settings, environ: Mapping[str, str]) -> _Prepared:
     from sandlot.agent.budget import Budget
     from sandlot.models.base import Sampling
 
@@ -347,7 +351,7 @@ def _prepare(job: Job, settings: Settings) -> _Prepared:
     check_backend(settings.backend)
     profile = _profile(settings)
     settings = _with_profile(settings, profile)
-    policy = replace(policy_of(settings), working_dir=profile.working_dir)
+    policy = replace(policy_of(settings, environ=environ), working_dir=profile.working_dir)
     return _Prepared(
         settings=settings,
         task=Task(
@@ -422,24 +426,66 @@ def _with_profile(settings: Settings, profile: Profile) -> Settings:
     return replace(settings, **words)
 
 
-def policy_of(settings: Settings, mounts: tuple[Mount, ...] = ()) -> Policy:
-    """The policy that the settings ask for.
+def policy_of(
+    settings: Settings,
+    mounts: tuple[Mount, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Policy:
+    """The policy that the settings ask for; `environ` holds the secrets that they name.
 
     Raises:
-        ConfigError: the network or a limit makes no sense.
+        ConfigError: the network or a limit makes no sense, or a named secret is not there.
     """
+    environ = os.environ if environ is None else environ
     asked = {limit for name, limit in _LIMITS.items() if settings.asked(name)}
     limits = Limits(
         memory_bytes=settings.memory,
         cpus=settings.cpus,
         processes=settings.processes,
         disk_bytes=settings.disk,
+        open_files=settings.open_files,
+        file_bytes=settings.file_size,
+        wall_s=settings.wall_time,
         command_timeout_s=settings.timeout,
     )
-    network = Network.parse(settings.network, settings.private_hosts)
+    network = replace(
+        Network.parse(settings.network, settings.private_hosts, settings.deny_hosts),
+        max_bytes=settings.egress_bytes,
+        max_connections=settings.egress_connections,
+        credentials=tuple(read_credential(word, environ) for word in settings.credentials),
+    )
     if settings.asked("network"):
         asked.add("network")
-    return Policy(limits=limits, network=network, mounts=mounts, asked=frozenset(asked))
+    for name in settings.accept_unenforced:
+        if name not in (*PROMISES, "all"):
+            raise unknown_name("promise", name, (*PROMISES, "all"))
+    return Policy(
+        limits=limits,
+        network=network,
+        mounts=mounts,
+        asked=frozenset(asked),
+        accepted=frozenset(settings.accept_unenforced),
+    )
+
+
+def read_credential(text: str, environ: Mapping[str, str]) -> Credential:
+    """`HOST=VARIABLE` (a bearer token) or `HOST=HEADER:VARIABLE` (the header's whole value).
+
+    The secret stands in the variable, so that it is in no command line, file or record.
+
+    Raises:
+        ConfigError: it reads otherwise, or the variable is empty.
+    """
+    host, equals, rest = text.partition("=")
+    header, _, variable = rest.rpartition(":")
+    if not equals or not host or not variable:
+        raise ConfigError(f"credential {text!r} is not HOST=VARIABLE or HOST=HEADER:VARIABLE")
+    secret = environ.get(variable)
+    if not secret:
+        raise ConfigError(f"the credential for {host} is to be in {variable}, which is not set")
+    if header:
+        return Credential(host.lower(), secret, header.lower())
+    return Credential(host.lower(), f"Bearer {secret}")
 
 
 async def open_computer(
@@ -466,6 +512,8 @@ async def open_computer(
                 state=settings.state_dir,
                 environ=environ,
                 progress=note,
+                engine=settings.engine,
+                runtime=settings.runtime,
             )
         except ImageError as exc:
             if next_image is None:

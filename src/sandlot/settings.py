@@ -92,6 +92,13 @@ def _hosts(value: Any) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in parts if part.strip())
 
 
+def _words(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ConfigError(f"expected words, found {value!r}")
+    return tuple(part.strip() for part in parts if part.strip())
+
+
 def _number(kind: type[int] | type[float], low: float) -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         try:
@@ -144,13 +151,23 @@ SETTINGS: dict[str, _Setting] = {
     "reply_tokens": _Setting(_number(int, 1)),
     "extra_body": _Setting(parse_extra_body, {}),
     "backend": _Setting(_text, "bubblewrap"),
+    "engine": _Setting(_text, variables=("CONTAINER_HOST", "DOCKER_HOST")),
+    "runtime": _Setting(_text),
     "image": _Setting(_text, "science"),
     "network": _Setting(_text, "packages"),
     "private_hosts": _Setting(_hosts, ()),
+    "deny_hosts": _Setting(_hosts, ()),
+    "egress_bytes": _Setting(parse_size),
+    "egress_connections": _Setting(_optional(_number(int, 1))),
+    "credentials": _Setting(_words, ()),
+    "accept_unenforced": _Setting(_words, ()),
     "memory": _Setting(parse_size, 4 * 2**30),
     "cpus": _Setting(_optional(_number(float, 0.01))),
     "processes": _Setting(_optional(_number(int, 1)), 1024),
     "disk": _Setting(parse_size, 2 * 2**30),
+    "open_files": _Setting(_optional(_number(int, 1)), 4096),
+    "file_size": _Setting(parse_size),
+    "wall_time": _Setting(parse_duration),
     "timeout": _Setting(_required_duration, 120.0),
     "profile": _Setting(_text),
     "prompt_file": _Setting(_text),
@@ -184,13 +201,23 @@ class Settings:
     reply_tokens: int | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     backend: str = "bubblewrap"
+    engine: str | None = None
+    runtime: str | None = None
     image: str = "science"
     network: str = "packages"
     private_hosts: tuple[str, ...] = ()
+    deny_hosts: tuple[str, ...] = ()
+    egress_bytes: int | None = None
+    egress_connections: int | None = None
+    credentials: tuple[str, ...] = ()
+    accept_unenforced: tuple[str, ...] = ()
     memory: int | None = 4 * 2**30
     cpus: float | None = None
     processes: int | None = 1024
     disk: int | None = 2 * 2**30
+    open_files: int | None = 4096
+    file_size: int | None = None
+    wall_time: float | None = None
     timeout: float = 120.0
     profile: str | None = None
     prompt_file: str | None = None

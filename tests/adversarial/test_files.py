@@ -285,7 +285,7 @@ async def test_a_hostile_state_file_never_writes_the_host(
         state.write_bytes(_hostile_archives(path)[kind])
         async with opened(bubblewrap, tiny_policy()) as box:
             with contextlib.suppress(SandboxError, InputError, RecordError):
-                await asyncio.wait_for(box.load_state(state), 15)
+                await asyncio.wait_for(box.restore(state), 15)
             with contextlib.suppress(SandboxDied):
                 await box.exec("echo bad | tee h l/* >/dev/null")
                 await no_canary(box.read_file("h"), "a file of the state")
@@ -302,6 +302,6 @@ async def test_state_of_hostile_files_is_saved_without_touching_the_host(
                 "touch $'new\\nline' $'bad\\xff'; truncate -s 1G sparse; export LONG=$(seq 9999)"
             )
             with contextlib.suppress(SandboxError):
-                await asyncio.wait_for(box.save_state(tmp_path / "state"), 60)
+                await asyncio.wait_for(box.snapshot(tmp_path / "state"), 60)
         assert sum(file.stat().st_blocks * 512 for file in tmp_path.iterdir()) < 200 * MIB
         untouched(path)

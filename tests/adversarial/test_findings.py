@@ -68,11 +68,11 @@ async def test_a_kept_layer_cannot_lead_a_mount_point_to_the_host(
     prey.mkdir(mode=0o777)
     prey.chmod(0o777)
     async with opened(bubblewrap) as box:
-        await box.save_state(tmp_path / "kept")
+        await box.snapshot(tmp_path / "kept")
     forged = _with_link(tmp_path / "kept", "./root/upper/run", f"/oldroot{prey}")
     async with opened(bubblewrap) as box:
         with pytest.raises(SandlotError):
-            await box.load_state(forged)
+            await box.restore(forged)
     assert not list(prey.iterdir())
 
 
@@ -80,9 +80,9 @@ async def test_a_kept_layer_cannot_lead_a_mount_point_to_the_host(
 async def test_a_folder_named_work_is_kept(bubblewrap: MakeSandbox, tmp_path: Path) -> None:
     async with opened(bubblewrap) as box:
         await box.exec("mkdir -p work/deep && echo kept >work/deep/file")
-        await box.save_state(tmp_path / "kept")
+        await box.snapshot(tmp_path / "kept")
     async with opened(bubblewrap) as box:
-        await box.load_state(tmp_path / "kept")
+        await box.restore(tmp_path / "kept")
         assert await box.read_file("/testbed/work/deep/file") == b"kept\n"
 
 
@@ -115,5 +115,5 @@ async def test_variables_too_large_to_be_kept_are_refused_and_not_cut(
             "for i in {1..40}; do export BIG$i=$(head -c 30000 /dev/zero | tr '\\0' x); done"
         )
         with pytest.raises(SandlotError, match="too large"):
-            await box.save_state(tmp_path / "kept")
+            await box.snapshot(tmp_path / "kept")
     assert not list(tmp_path.iterdir())

@@ -130,11 +130,11 @@ async def test_an_existing_file_keeps_its_mode() -> None:
 
 
 async def test_the_disk_limit_bites() -> None:
-    async with FakeSandbox(policy=Policy(limits=Limits(disk_bytes=10))) as box:
-        await box.write_file("a", b"123456")
+    async with FakeSandbox(policy=Policy(limits=Limits(disk_bytes=100_000))) as box:
+        await box.write_file("a", bytes(60_000))
         with pytest.raises(SandboxFileError, match="no space left"):
-            await box.write_file("b", b"12345")
-        await box.write_file("a", b"1234567890")
+            await box.write_file("b", bytes(50_000))
+        await box.write_file("a", bytes(100_000))
 
 
 async def test_long_output_is_cut_and_saved() -> None:
@@ -188,9 +188,9 @@ async def test_a_kept_state_comes_back_whole(tmp_path: Path) -> None:
     box.link("/l", "/a")
     box.special("/p", "fifo")
     async with box:
-        await box.save_state(tmp_path / "state")
+        await box.snapshot(tmp_path / "state")
     async with FakeSandbox() as other:
-        await other.load_state(tmp_path / "state")
+        await other.restore(tmp_path / "state")
         assert await other.read_file("/l/b") == b"\xff"
         assert [entry.kind for entry in await other.list_dir("/")] == [
             "directory", "link", "fifo", "directory", "directory", "directory"
@@ -201,4 +201,4 @@ async def test_a_damaged_state_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("{}")
     async with FakeSandbox() as box:
         with pytest.raises(SandboxError, match="not a kept state"):
-            await box.load_state(tmp_path / "state")
+            await box.restore(tmp_path / "state")

@@ -11,7 +11,7 @@ import inspect
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -49,6 +49,7 @@ from sandlot.core.events import (
     RolloutContinued,
     RolloutStarted,
     RolloutStopped,
+    SandboxMeasured,
     SandboxStarted,
     ToolFinished,
     ToolStarted,
@@ -57,6 +58,7 @@ from sandlot.core.events import (
 from sandlot.core.types import (
     Message,
     Role,
+    SandboxMeter,
     StopReason,
     Task,
     TextPart,
@@ -396,7 +398,7 @@ class _Rollout:
         enforcement = tuple(to_json(item) for item in sandbox.enforcement)
         self._emit(SandboxStarted(sandbox.backend, self.clock() - began, enforcement))
         if self.restore_state is not None:
-            await sandbox.load_state(self.restore_state)
+            await sandbox.restore(self.restore_state)
         await lay_out(sandbox, self.profile, self.restore_state is None)
         await upload_inputs(sandbox, self.task, self.profile.input_dir)
         if self._earlier_outputs():
@@ -497,14 +499,25 @@ class _Rollout:
             found = await self._collect()
             self.collected = True
             self._emit(found)
+            await self._measure()
         if self.keep_state is not None and self.sandbox is not None:
             try:
-                await self.sandbox.save_state(self.keep_state)
+                await self.sandbox.snapshot(self.keep_state)
             except SandboxError as exc:
                 self.stop = replace(
                     self.stop, detail=f"{self.stop.detail} (state not kept: {exc})".strip()
                 )
         self._say_stopped()
+
+    async def _measure(self) -> None:
+        if self.sandbox is None:
+            return
+        with suppress(SandboxError):  # a sandbox that died has nothing left to read
+            used = await self.sandbox.stats()
+            meter = SandboxMeter(
+                used.memory_peak_bytes, used.cpu_s, used.throttled_s, used.disk_bytes
+            )
+            self._emit(SandboxMeasured(meter))
 
     async def _collect(self) -> FilesCollected:
         if self.sandbox is None:

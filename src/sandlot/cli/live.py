@@ -160,7 +160,11 @@ def lines_of(event: Event) -> Lines:
 
 
 def _sandbox_started(event: SandboxStarted) -> Lines:
-    missing = [str(entry.get("promise")) for entry in event.enforcement if not entry.get("holds")]
+    missing = [
+        f"{entry.get('promise')}{' (accepted)' if entry.get('accepted') else ''}"
+        for entry in event.enforcement
+        if not entry.get("holds")
+    ]
     lines = [("note", f"sandbox {event.backend} started in {event.duration_s * 1000:,.0f} ms")]
     if missing:
         lines.append(("bad", clean(f"not enforced on this machine: {', '.join(missing)}")))

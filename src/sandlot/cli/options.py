@@ -42,6 +42,49 @@ Image = Annotated[
     Option("--image", metavar="NAME", help="Image: science, base, host or an imported one."),
 ]
 Backend = Annotated[str | None, Option("--backend", metavar="NAME", help="[bubblewrap]")]
+Engine = Annotated[
+    str | None,
+    Option(
+        "--engine",
+        metavar="ADDRESS",
+        help="Of the container engine: unix:///PATH or tcp://HOST:PORT. [DOCKER_HOST]",
+    ),
+]
+Runtime = Annotated[
+    str | None, Option("--runtime", metavar="NAME", help="OCI runtime of the engine, like runsc.")
+]
+DenyHosts = Annotated[
+    str | None, Option("--deny-hosts", metavar="HOST,…", help="Refused whatever else allows them.")
+]
+EgressBytes = Annotated[
+    str | None, Option("--egress-bytes", metavar="SIZE", help="Over the network, both ways.")
+]
+EgressConnections = Annotated[
+    str | None, Option("--egress-connections", metavar="N", help="Opened in all.")
+]
+Credentials = Annotated[
+    str | None,
+    Option(
+        "--credentials",
+        metavar="HOST=VAR,…",
+        help="The proxy adds the token in VAR (or HEADER:VAR) to requests for HOST.",
+    ),
+]
+AcceptUnenforced = Annotated[
+    str | None,
+    Option(
+        "--accept-unenforced",
+        metavar="NAME,…",
+        help="Promises to go without where they do not hold here; recorded.",
+    ),
+]
+OpenFiles = Annotated[
+    str | None, Option("--open-files", metavar="N", help="For one process. [4096]")
+]
+FileSize = Annotated[str | None, Option("--file-size", metavar="SIZE", help="Of a single file.")]
+WallTime = Annotated[
+    str | None, Option("--wall-time", metavar="TIME", help="The sandbox lives no longer.")
+]
 Memory = Annotated[str | None, Option("--memory", metavar="SIZE", help="Like 2GiB. [4GiB]")]
 Cpus = Annotated[str | None, Option("--cpus", metavar="N", help="At most so many CPUs.")]
 Processes = Annotated[str | None, Option("--processes", metavar="N", help="[1024]")]

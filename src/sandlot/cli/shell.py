@@ -23,12 +23,22 @@ def shell(
     ] = None,
     network: options.Network = None,
     private_hosts: options.PrivateHosts = None,
+    deny_hosts: options.DenyHosts = None,
+    egress_bytes: options.EgressBytes = None,
+    egress_connections: options.EgressConnections = None,
+    credentials: options.Credentials = None,
     image: options.Image = None,
     backend: options.Backend = None,
+    engine: options.Engine = None,
+    runtime: options.Runtime = None,
     memory: options.Memory = None,
     cpus: options.Cpus = None,
     processes: options.Processes = None,
     disk: options.Disk = None,
+    open_files: options.OpenFiles = None,
+    file_size: options.FileSize = None,
+    wall_time: options.WallTime = None,
+    accept_unenforced: options.AcceptUnenforced = None,
     runs: options.Runs = None,
 ) -> None:
     """Open a terminal in a fresh sandbox, or in the kept one of a run.
@@ -67,5 +77,5 @@ async def _attach(settings: Settings, state: Path | None) -> int:
     box, _ = await open_computer(settings, policy_of(settings), os.environ, say)
     async with box:
         if state is not None:
-            await box.load_state(state)
+            await box.restore(state)
         return await terminal(box)

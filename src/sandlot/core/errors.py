@@ -54,6 +54,8 @@ class DeathCause(StrEnum):
     KILLED = "killed"
     UNRESPONSIVE = "unresponsive"
     CLOSED = "closed"
+    TIME_LIMIT = "time_limit"
+    ENGINE_LOST = "engine_lost"
     START_FAILED = "start_failed"
 
 

@@ -16,6 +16,7 @@ from sandlot.core.types import (
     EgressRecord,
     JsonObject,
     Message,
+    SandboxMeter,
     SkippedFile,
     StopReason,
     Task,
@@ -109,6 +110,14 @@ class EgressSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxMeasured:
+    """What the sandbox had used when the rollout ended."""
+
+    kind: ClassVar[str] = "sandbox_measured"
+    meter: SandboxMeter
+
+
+@dataclass(frozen=True, slots=True)
 class FilesCollected:
     kind: ClassVar[str] = "files_collected"
     files: tuple[CollectedFile, ...]
@@ -149,6 +158,7 @@ Event = (
     | ToolStarted
     | ToolFinished
     | EgressSeen
+    | SandboxMeasured
     | FilesCollected
     | RolloutStopped
     | RolloutContinued
@@ -167,6 +177,7 @@ _KINDS: dict[str, type] = {
         ToolStarted,
         ToolFinished,
         EgressSeen,
+        SandboxMeasured,
         FilesCollected,
         RolloutStopped,
         RolloutContinued,
@@ -235,6 +246,10 @@ def _step(trajectory: Trajectory, event: Event) -> Trajectory:
             return replace(trajectory, messages=messages, turns=(*trajectory.turns, turn))
         case ToolFinished(_, result):
             return _add_result(trajectory, result)
+        case SandboxStarted(backend, _, enforcement):
+            return replace(trajectory, backend=backend, enforcement=enforcement)
+        case SandboxMeasured(meter):
+            return replace(trajectory, meter=meter)
         case EgressSeen(record):
             return replace(trajectory, egress=(*trajectory.egress, record))
         case FilesCollected(files, skipped, answer):

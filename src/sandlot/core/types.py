@@ -137,7 +137,10 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandMeter:
-    """What one command did, as the sandbox measured it. Times in seconds, sizes in bytes."""
+    """What one command did, as the sandbox measured it. Times in seconds, sizes in bytes.
+
+    The last three are None where the sandbox has no such meter.
+    """
 
     exit_code: int | None
     duration_s: float
@@ -146,6 +149,9 @@ class CommandMeter:
     stderr_bytes: int = 0
     truncated: bool = False
     shell_restarted: bool = False
+    memory_peak_bytes: int | None = None
+    cpu_s: float | None = None
+    throttled_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +218,21 @@ class EgressRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxMeter:
+    """What a sandbox used over its life; None where nothing there counts it. Bytes, seconds."""
+
+    memory_peak_bytes: int | None = None
+    cpu_s: float | None = None
+    throttled_s: float | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The record of one rollout, as folded from its events (`core.events.fold`)."""
+    """The record of one rollout, as folded from its events (`core.events.fold`).
+
+    `enforcement` says how each promise of the policy was kept (fields of `Enforcement`).
+    """
 
     id: str
     task: Task
@@ -227,6 +246,9 @@ class Trajectory:
     files: tuple[CollectedFile, ...] = ()
     skipped_files: tuple[SkippedFile, ...] = ()
     egress: tuple[EgressRecord, ...] = ()
+    backend: str | None = None
+    enforcement: tuple[Mapping[str, Any], ...] = ()
+    meter: SandboxMeter | None = None
     duration_s: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -43,6 +43,8 @@ class ExecResult:
     `exit_code` is None only where no status exists (timeout, flood, shell killed); a death by
     signal N is 128 + N, as bash gives it. Text is UTF-8 with undecodable bytes replaced and holds
     a line that says how much was left out where `truncated`. Sizes are of the whole stream.
+    The last three are meters of the sandbox over the command, background jobs included; None
+    where nothing here counts them. `memory_peak_bytes` is the highest sum while it ran.
     """
 
     exit_code: int | None
@@ -57,6 +59,9 @@ class ExecResult:
     stdout_file: str | None = None
     stderr_file: str | None = None
     shell_restarted: bool = False
+    memory_peak_bytes: int | None = None
+    cpu_s: float | None = None
+    throttled_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +76,14 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class SandboxStats:
-    """Measured use so far; None where this machine cannot tell."""
+    """Measured use so far; None where this machine cannot tell.
+
+    `throttled_s` is the time for which the CPU limit held it back; `disk_bytes` is written now.
+    """
 
     memory_peak_bytes: int | None = None
     cpu_s: float | None = None
+    throttled_s: float | None = None
     processes: int | None = None
     disk_bytes: int | None = None
 
@@ -143,12 +152,32 @@ class Sandbox(Protocol):
         """
         ...
 
-    async def save_state(self, target: Path) -> None:
-        """Store the upper layer, working directory and exported variables in one host file."""
+    async def snapshot(self, target: Path) -> None:
+        """Store files, working directory and exported variables in one host file.
+
+        Files are all that was changed inside since the image, deletions and replaced folders
+        included; processes, functions and unexported variables are not stored. What runs inside is
+        held still meanwhile.
+
+        Raises:
+            SandboxFileError: it cannot be stored (no room at `target`, too many variables).
+        """
         ...
 
-    async def load_state(self, source: Path) -> None:
-        """Restore what `save_state` stored into this freshly started sandbox."""
+    async def restore(self, source: Path) -> None:
+        """Bring back what `snapshot` stored. Everything that runs inside ends.
+
+        Raises:
+            SandboxFileError: `source` is no snapshot, or is damaged; the sandbox is as it was.
+        """
+        ...
+
+    async def fork(self) -> Sandbox:
+        """A started sandbox of its own, with the same policy and image, that goes on from the
+
+        files, working directory and exported variables of this one; not from its processes.
+        The caller closes both.
+        """
         ...
 
     def egress(self) -> list[EgressRecord]:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import tarfile
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,6 @@ from typing import Any, Protocol, Self, TypeVar
 
 from sandlot.core.errors import (
     DeathCause,
-    PolicyNotEnforceable,
     SandboxDied,
     SandboxFileError,
     SandboxUnavailable,
@@ -33,6 +33,7 @@ from sandlot.core.types import CollectedFile, EgressRecord, SkippedFile
 from sandlot.sandbox.base import (
     ExecResult,
     FileInfo,
+    Sandbox,
     SandboxStats,
     absolute,
     base_environment,
@@ -42,7 +43,14 @@ from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
 from sandlot.sandbox.output import OutputStream
-from sandlot.sandbox.policy import MIB, Enforcement, Limits, NetworkMode, Policy
+from sandlot.sandbox.policy import (
+    MIB,
+    Enforcement,
+    Limits,
+    NetworkMode,
+    Policy,
+    settle_enforcement,
+)
 from sandlot.sandbox.processes import ProcessTree
 from sandlot.sandbox.seccomp import build_filter
 from sandlot.sandbox.shell import CONTROL_DIR, Shell
@@ -137,10 +145,11 @@ class BubblewrapSandbox:
     def enforcement(self) -> tuple[Enforcement, ...]:
         return () if self._inner is None else self._inner.enforcement
 
-    async def start(self) -> None:
+    async def start(self, restore: Path | None = None) -> None:
+        """`restore` is a snapshot to begin from, in place of a fresh image."""
         self._host = await self._get_host()
         try:
-            await self._start_inner(None)
+            await self._start_inner(restore)
         except BaseException:
             await asyncio.shield(self.close())
             raise
@@ -208,7 +217,7 @@ class BubblewrapSandbox:
             )
         )
 
-    async def save_state(self, target: Path) -> None:
+    async def snapshot(self, target: Path) -> None:
         exports = await self.exec("export -p")
         where = await self.exec("pwd -P")
         if exports.truncated or where.truncated or exports.exit_code != 0:
@@ -219,13 +228,30 @@ class BubblewrapSandbox:
             state = {"working_dir": where.stdout.rstrip("\n"), "exports": exports.stdout}
             await inner.save(host, target, state)
 
-    async def load_state(self, source: Path) -> None:
+    async def restore(self, source: Path) -> None:
         """The upper layer cannot change under a mounted overlay: the inside is started anew."""
         state = _read_state(source)
         async with self._queue:
             await self._alive().stop()
             await self._start_inner(source)
-        await self.exec(f"{state['exports']}\ncd -- {shlex.quote(state['working_dir'])}")
+        await self._take_up(state)
+
+    async def fork(self) -> Sandbox:
+        twin = BubblewrapSandbox(
+            self.policy,
+            host=self._get_host,
+            release=self._release_host,
+            root=self._get_root,
+            make_egress=self._make_egress,
+            environment=self._environment,
+            spool_dir=self._spool_dir,
+        )
+        with tempfile.TemporaryDirectory(dir=self._spool_dir, prefix="fork-") as folder:
+            source = Path(folder, "state")
+            await self.snapshot(source)
+            await twin.start(source)
+            await twin._take_up(_read_state(source))
+        return twin
 
     def egress(self) -> list[EgressRecord]:
         records, self._old_records = self._old_records, []
@@ -273,6 +299,9 @@ class BubblewrapSandbox:
         self._inner = inner
         await inner.start(restore)
         self._death = None
+
+    async def _take_up(self, state: Mapping[str, str]) -> None:
+        await self.exec(f"{state['exports']}\ncd -- {shlex.quote(state['working_dir'])}")
 
     async def _close(self) -> None:
         if self._death is None:
@@ -348,6 +377,7 @@ class _Inner:
         self._shell: Shell | None = None
         self._egress: Egress | None = None
         self._stopped = False
+        self._end: asyncio.TimerHandle | None = None
         self.tree: ProcessTree | None = None
         self.cgroup: Cgroup | None = None
         self.enforcement: tuple[Enforcement, ...] = ()
@@ -356,8 +386,8 @@ class _Inner:
     async def start(self, restore: Path | None) -> None:
         limits = self._policy.limits
         self._make_cgroup(limits)
-        self.enforcement = _enforcement(self._policy, self.cgroup, self._host)
-        _refuse_unenforced(self._policy, self.enforcement)
+        rows = _enforcement(self._policy, self.cgroup, self._host)
+        self.enforcement = settle_enforcement(self._policy, rows)
         launch = asyncio.ensure_future(self._launch(restore))
         try:
             await asyncio.shield(launch)
@@ -373,6 +403,9 @@ class _Inner:
         self._fds["root"] = root
         self.tree = ProcessTree(root)
         shell.watch(self.tree)
+        if limits.wall_s is not None:
+            loop = asyncio.get_running_loop()
+            self._end = loop.call_later(limits.wall_s, self._expire, limits.wall_s)
 
     async def run(self, command: str, timeout_s: float) -> Any:
         shell = self._shell
@@ -430,6 +463,8 @@ class _Inner:
             return
         self._stopped = True
         loop = asyncio.get_running_loop()
+        if self._end is not None:
+            self._end.cancel()
         if not self._died.done():
             self._died.set_result(SandboxDied(DeathCause.CLOSED, "it was closed"))
         pidfd = self._fds.get("init")
@@ -583,6 +618,13 @@ class _Inner:
         detail = "the memory limit was reached" if oom else "its first process ended"
         self._died.set_result(SandboxDied(cause, detail))
 
+    def _expire(self, wall_s: float) -> None:
+        if not self._died.done():
+            detail = f"its {wall_s:g} s of wall time are over"
+            self._died.set_result(SandboxDied(DeathCause.TIME_LIMIT, detail))
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fds["init"], signal.SIGKILL)
+
     async def _watch_memory(self, limit: int) -> None:
         """Best effort where no cgroup counts: kill the largest process above the summed limit."""
         while self.tree is not None:
@@ -617,6 +659,8 @@ def _rlimits(limits: Limits, group: Cgroup | None) -> dict[str, int]:
     values = {"RLIMIT_CORE": 0}
     if limits.open_files is not None:
         values["RLIMIT_NOFILE"] = limits.open_files
+    if limits.file_bytes is not None:
+        values["RLIMIT_FSIZE"] = limits.file_bytes
     if limits.memory_bytes is not None and not _has(group, "memory"):
         values["RLIMIT_DATA"] = limits.memory_bytes
     if limits.processes is not None and not _has(group, "pids"):
@@ -656,18 +700,14 @@ def _enforcement(
         rows.append(Enforcement("cpus", own if holds else "none", holds))
     if limits.disk_bytes is not None:
         rows.append(Enforcement("disk", "tmpfs of that size", True))
+    if limits.open_files is not None:
+        rows.append(Enforcement("open files", "rlimit for each process", True))
+    if limits.file_bytes is not None:
+        rows.append(Enforcement("file size", "rlimit for each process", True))
+    if limits.wall_s is not None:
+        rows.append(Enforcement("wall time", "timer of the host", True))
     rows.append(Enforcement("output", "bounded while read", True))
     return tuple(rows)
-
-
-def _refuse_unenforced(policy: Policy, rows: Sequence[Enforcement]) -> None:
-    asked = {name.removesuffix("_bytes") for name in policy.asked}  # fields of `Limits`
-    for row in rows:
-        if row.promise in asked and not row.holds:
-            raise PolicyNotEnforceable(
-                f"the limit on {row.promise} was asked for, but this machine cannot enforce it: "
-                "it has no writable cgroup. Leave it out, or run as root"
-            )
 
 
 def _memory_file(data: bytes) -> int:

@@ -1418,9 +1418,9 @@ async def _(make: MakeSandbox) -> None:
         async with opened(make) as box:
             await box.exec("mkdir -p /testbed/a /opt/b; echo 1 > /testbed/a/f; echo 2 > /opt/b/g")
             await box.exec("ln -s f a/l; chmod 700 a/f; cd /opt/b; export KEPT='a \"b\" $c\n d'")
-            await box.save_state(folder / "state")
+            await box.snapshot(folder / "state")
         async with opened(make) as box:
-            await box.load_state(folder / "state")
+            await box.restore(folder / "state")
             found = await stdout_of(box, "pwd; cat g; cd /testbed/a; stat -c %a f; readlink l")
             equal(found, "/opt/b\n2\n700\nf\n", "directory and files")
             equal(await stdout_of(box, 'printf %s "$KEPT"'), 'a "b" $c\n d', "the variable")
@@ -1443,10 +1443,10 @@ async def _(make: MakeSandbox) -> None:
                 (await stdout_of(box, replace_dir)).strip(),
             )
             require(gone and changed, "no file or folder of /etc could be removed")
-            await box.save_state(folder / "state")
+            await box.snapshot(folder / "state")
         async with opened(make) as box:
             equal((await box.stat(gone)).kind, "file", f"{gone} of the image in a fresh sandbox")
-            await box.load_state(folder / "state")
+            await box.restore(folder / "state")
             await refused(box.stat(gone), SandboxFileError, what=f"the deleted {gone}")
             equal(await stdout_of(box, f"ls -A {changed}"), "only\n", f"the replaced {changed}")
 
@@ -1456,10 +1456,10 @@ async def _(make: MakeSandbox) -> None:
     with _folder() as folder:
         async with opened(make) as box:
             await box.write_file("kept", b"\0\xff")
-            await box.save_state(folder / "state")
+            await box.snapshot(folder / "state")
             await box.write_file("kept", b"later")
         async with opened(make) as box:
-            await box.load_state(folder / "state")
+            await box.restore(folder / "state")
             equal(await box.read_file("kept"), b"\0\xff", "content")
 
 
@@ -1469,7 +1469,7 @@ async def _(box: Sandbox) -> None:
         (folder / "bad").write_bytes(b"not a state")
         for name in ("bad", "missing"):
             await refused(
-                box.load_state(folder / name), SandboxError, InputError, RecordError, what=name
+                box.restore(folder / name), SandboxError, InputError, RecordError, what=name
             )
 
 

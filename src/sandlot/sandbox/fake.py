@@ -197,12 +197,12 @@ class FakeSandbox:
                 self._collect_node(node, path, path.rstrip("/").rpartition("/")[2], collection)
         return collection.files, collection.skipped
 
-    async def save_state(self, target: Path) -> None:
+    async def snapshot(self, target: Path) -> None:
         self._check_usable()
         state = {"fake_state": 1, "cwd": self._cwd, "root": _packed(self._root)}
         target.write_text(json.dumps(state), "utf-8")
 
-    async def load_state(self, source: Path) -> None:
+    async def restore(self, source: Path) -> None:
         self._check_usable()
         try:
             state = json.loads(source.read_text("utf-8"))
@@ -211,6 +211,15 @@ class FakeSandbox:
             raise SandboxError(f"{source}: is not a kept state of a fake sandbox ({exc})") from exc
         assert isinstance(root, _Folder)
         self._root, self._cwd = root, cwd
+
+    async def fork(self) -> FakeSandbox:
+        self._check_usable()
+        twin = FakeSandbox(self._responses, policy=self.policy)
+        await twin.start()
+        root = _unpacked(json.loads(json.dumps(_packed(self._root))))
+        assert isinstance(root, _Folder)
+        twin._root, twin._cwd = root, self._cwd
+        return twin
 
     def egress(self) -> list[EgressRecord]:
         """What a test put into `egress_to_report` since the last call."""

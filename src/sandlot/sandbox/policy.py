@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from sandlot.core.errors import ConfigError
+from sandlot.core.errors import ConfigError, PolicyNotEnforceable
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+_CEILINGS = (
+    "memory_bytes",
+    "cpus",
+    "processes",
+    "disk_bytes",
+    "open_files",
+    "file_bytes",
+    "wall_s",
+    "command_timeout_s",
+)
+# Below these no shell starts, and the error would be a riddle.
+_LEAST = {"memory_bytes": 8 * MIB, "processes": 4, "open_files": 16, "disk_bytes": 64 * 1024}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Ceilings of one sandbox. Sizes in bytes, times in seconds, `None` for no ceiling of ours.
 
-    `disk_bytes` bounds everything written inside (the upper layer, /tmp included).
+    `disk_bytes` bounds everything written inside (the upper layer, /tmp included), `file_bytes` a
+    single file, `wall_s` the life of the sandbox from its start: then it dies of `time_limit`.
     `capture_bytes` bounds what is kept in host memory of each output stream of a command (half
     from its start, half from its end); `saved_bytes` bounds the whole that is saved in a file
     inside; a command that prints more than `flood_bytes` is stopped.
@@ -27,6 +41,8 @@ class Limits:
     processes: int | None = 1024
     disk_bytes: int | None = 2 * GIB
     open_files: int | None = 4096
+    file_bytes: int | None = None
+    wall_s: float | None = None
     command_timeout_s: float = 120.0
     capture_bytes: int = 128 * 1024
     saved_bytes: int = 32 * MIB
@@ -35,12 +51,16 @@ class Limits:
     collect_files: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "cpus", "processes", "disk_bytes", "open_files"):
+        for name in _CEILINGS:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"limit {name} must be above zero, found {value}")
-        if self.command_timeout_s <= 0:
-            raise ConfigError(f"command_timeout_s must be above zero: {self.command_timeout_s}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(
+                    f"limit {name} is too small to start a shell: at least {least}, found {value}"
+                )
 
 
 class NetworkMode(StrEnum):
@@ -51,20 +71,65 @@ class NetworkMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Credential:
+    """A secret that the proxy adds to requests for one host and that never enters the sandbox.
+
+    `header` is the header's name and `secret` its whole value (`Bearer …`).
+    """
+
+    host: str
+    secret: str = field(repr=False)
+    header: str = "authorization"
+
+    def __post_init__(self) -> None:
+        _check_host(self.host)
+        clean = self.secret and self.secret.isprintable() and self.header.replace("-", "").isalnum()
+        if not clean:
+            raise ConfigError(
+                f"the credential for {self.host!r} needs a header name and a secret of one line"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """Which names the egress proxy lets through.
 
-    `hosts` are exact names or `*.name` patterns (mode `allow`; `packages` may stand among them).
-    `private_hosts` are names that may resolve to a private address (`packages` may stand here
-    too); every other name that does is refused.
+    `hosts` are exact names, `*.name` patterns or named lists (mode `allow`; `packages` is a named
+    list). `denied_hosts` are refused whatever else allows them. `private_hosts` are names that may
+    resolve to a private address (`packages` may stand here too); every other name that does is
+    refused. `max_bytes` bounds what all connections of a sandbox carry together, both ways, and
+    `max_connections` how many it may open in its life. `credentials` are added at the wall.
     """
 
     mode: NetworkMode = NetworkMode.PACKAGES
     hosts: tuple[str, ...] = ()
     private_hosts: tuple[str, ...] = ()
+    denied_hosts: tuple[str, ...] = ()
+    max_bytes: int | None = None
+    max_connections: int | None = None
+    credentials: tuple[Credential, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_connections"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"network {name} must be above zero, found {value}")
+        if self.mode is NetworkMode.NONE and self.credentials:
+            raise ConfigError(
+                "network 'none' lets no request out, so its credentials cannot be used; "
+                "allow their hosts, or leave the credentials out"
+            )
+        both = set(self.hosts) & set(self.denied_hosts)
+        if both:
+            raise ConfigError(f"network: {sorted(both)[0]!r} is both allowed and denied")
 
     @classmethod
-    def parse(cls, text: str, private_hosts: tuple[str, ...] = ()) -> Network:
+    def parse(
+        cls,
+        text: str,
+        private_hosts: tuple[str, ...] = (),
+        denied_hosts: tuple[str, ...] = (),
+    ) -> Network:
         """Read `none`, `packages`, `open` or `allow:HOST,HOST`.
 
         Raises:
@@ -78,9 +143,9 @@ class Network:
         hosts = tuple(part.strip().lower() for part in rest.split(",") if part.strip())
         if mode == NetworkMode.ALLOW and not hosts:
             raise ConfigError("network 'allow:' names no host; write allow:HOST,HOST or none")
-        for host in (*hosts, *private_hosts):
+        for host in (*hosts, *private_hosts, *denied_hosts):
             _check_host(host)
-        return cls(NetworkMode(mode), hosts, private_hosts)
+        return cls(NetworkMode(mode), hosts, private_hosts, denied_hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +162,7 @@ class Policy:
     """Everything a sandbox is allowed. `asked` names the limits that the user set by hand:
 
     those are enforced or refused; the others fall back to the strongest form that holds.
+    `accepted` names promises (of `Enforcement`) that the user takes unenforced, or `all`.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -105,19 +171,69 @@ class Policy:
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/testbed"
     asked: frozenset[str] = frozenset()
+    accepted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Enforcement:
     """How one promise is kept on this machine.
 
-    Where it does not hold, `means` is `none` or names what is done as a best effort.
+    Where it does not hold, `means` is `none` or names what is done as a best effort, and
+    `accepted` says whether the user took it so (`Policy.accepted`).
     """
 
     promise: str
     means: str
     holds: bool
     note: str = ""
+    accepted: bool = False
+
+
+PROMISES = (
+    "files",
+    "ids",
+    "system calls",
+    "network",
+    "memory",
+    "cpus",
+    "processes",
+    "disk",
+    "open files",
+    "file size",
+    "wall time",
+    "output",
+)
+_PROMISE_OF_LIMIT = {
+    "memory_bytes": "memory",
+    "cpus": "cpus",
+    "processes": "processes",
+    "disk_bytes": "disk",
+    "open_files": "open files",
+    "file_bytes": "file size",
+    "wall_s": "wall time",
+    "network": "network",
+}
+
+
+def settle_enforcement(policy: Policy, rows: Iterable[Enforcement]) -> tuple[Enforcement, ...]:
+    """The rows as they are recorded: each exception that the user accepted is marked.
+
+    Raises:
+        PolicyNotEnforceable: a limit that was asked for does not hold and was not accepted.
+    """
+    asked = {_PROMISE_OF_LIMIT.get(name, name) for name in policy.asked}
+    settled = []
+    for row in rows:
+        accepted = not row.holds and bool({row.promise, "all"} & policy.accepted)
+        if row.promise in asked and not row.holds and not accepted:
+            reason = f" ({row.note})" if row.note else ""
+            raise PolicyNotEnforceable(
+                f"the limit on {row.promise} was asked for, but this machine cannot enforce it"
+                f"{reason}. Leave it out, or accept that with "
+                f"--accept-unenforced {shlex.quote(row.promise)}"
+            )
+        settled.append(replace(row, accepted=accepted))
+    return tuple(settled)
 
 
 def _check_host(host: str) -> None:

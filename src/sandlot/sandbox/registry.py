@@ -80,8 +80,13 @@ async def open_sandbox(
     state: Path,
     environ: Mapping[str, str],
     progress: Progress,
+    engine: str | None = None,
+    runtime: str | None = None,
 ) -> Sandbox:
     """A sandbox that is ready to be started; its image is made first if it can be.
+
+    `engine` is the address of a container engine (`unix:///…`, `tcp://…`), `runtime` the OCI
+    runtime that it is asked to use; both are for the backends `docker` and `podman`.
 
     Raises:
         ConfigError: an unknown backend.

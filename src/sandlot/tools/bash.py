@@ -97,4 +97,7 @@ def _meter(result: ExecResult) -> CommandMeter:
         stderr_bytes=result.stderr_bytes,
         truncated=result.truncated,
         shell_restarted=result.shell_restarted,
+        memory_peak_bytes=result.memory_peak_bytes,
+        cpu_s=result.cpu_s,
+        throttled_s=result.throttled_s,
     )
