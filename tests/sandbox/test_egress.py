@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -97,6 +99,7 @@ async def world(
     packages: frozenset[str] = frozenset(),
     resolve: egress.Resolve | None = None,
     limits: ProxyLimits | None = None,
+    token: str | None = None,
 ) -> AsyncIterator[World]:
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -118,7 +121,13 @@ async def world(
 
     listener = socket.create_server(("127.0.0.1", 0))
     proxy = EgressProxy(
-        listener, network, packages, resolve=resolve or public, dial=dial, limits=limits
+        listener,
+        network,
+        packages,
+        token=token,
+        resolve=resolve or public,
+        dial=dial,
+        limits=limits,
     )
     made = World(proxy, listener.getsockname()[1])
     await proxy.start()
@@ -749,3 +758,62 @@ async def test_one_busy_tunnel_does_not_starve_another_request() -> None:
         swallowing.cancel()
         await asyncio.gather(swallowing, return_exceptions=True)
         writer.close()
+
+
+# Who may use it
+
+
+def bearing(*passwords: str, scheme: str = "Basic") -> list[str]:
+    """The header that shows a password of the user `sandlot`, once for each."""
+    words = [base64.b64encode(f"sandlot:{word}".encode()).decode() for word in passwords]
+    return [f"Proxy-Authorization: {scheme} {word}" for word in words]
+
+
+async def test_request_that_bears_the_token_is_served_and_the_token_stays_here() -> None:
+    async with world(token="t0ken") as w:
+        for scheme in ("Basic", "bAsIc"):
+            words = [*bearing("t0ken", scheme=scheme), "Connection: close"]
+            answer = await w.say(get("http://example.org/", *words))
+            assert status(answer) == 200
+            assert b"authorization" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        bearing("other"),
+        bearing("t0ken", "other"),
+        bearing("t0ken", "t0ken"),
+        bearing("t0ken", scheme="Bearer"),
+        ["Proxy-Authorization: Basic"],
+        ["Proxy-Authorization: Basic t0ken"],
+        ["Authorization: Basic c2FuZGxvdDp0MGtlbg=="],
+    ],
+)
+async def test_request_without_the_token_gets_407_and_a_record(headers: list[str]) -> None:
+    async with world(token="t0ken") as w:
+        lines = "".join(f"{line}\r\n" for line in headers)
+        for request in (connect("example.org")[:-2] + f"{lines}\r\n".encode(),
+                        get("http://example.org/", *headers)):  # fmt: skip
+            answer = await w.say(request)
+            assert status(answer) == 407
+            assert b"Proxy-Authenticate: Basic" in answer
+        assert w.dialled == []
+        assert [(r.host, r.verdict) for r in w.records()] == [("example.org", "no valid token")] * 2
+
+
+async def test_proxy_serves_on_a_unix_socket(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "proxy"))
+    listener.listen()
+    proxy = EgressProxy(listener, Network(NetworkMode.NONE), frozenset(), token="t0ken")
+    await proxy.start()
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "proxy"))
+        writer.write(get("http://example.org/", *bearing("t0ken")))
+        assert status(await reader.read()) == 403
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await proxy.close()

@@ -9,6 +9,8 @@ nothing else. What it cannot see: what travels inside TLS, to a name that is all
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import ipaddress
 import re
 import socket
@@ -42,6 +44,7 @@ MALFORMED = "malformed request"
 UNFINISHED = "unfinished"
 NOT_TLS = "not TLS"
 WRONG_TLS_NAME = "TLS name does not match"
+NO_TOKEN = "no valid token"
 
 _CHUNK_BYTES = 64 * 1024
 _SMALL_BUFFER, _LARGE_BUFFER = 16 * 1024, 128 * 1024
@@ -179,6 +182,8 @@ class _Peer:
 class EgressProxy:
     """Accepts on `listener` from `start` to `close`, which also closes the listener.
 
+    The listener is a TCP or a Unix socket. With a `token`, only requests that bear it (as the
+    password of the user `sandlot`, by `Proxy-Authorization: Basic`) are served.
     `resolve` turns a name into addresses, `dial` connects a non-blocking socket to one of them;
     both are handed in by tests, as is `address_rule`.
     """
@@ -189,6 +194,7 @@ class EgressProxy:
         network: Network,
         packages: PackageHosts,
         *,
+        token: str | None = None,
         resolve: Resolve | None = None,
         dial: Dial | None = None,
         address_rule: AddressRule | None = None,
@@ -198,6 +204,7 @@ class EgressProxy:
         self._listener = listener
         self._network = network
         self._packages = frozenset(name.lower() for name in packages)
+        self._password = None if token is None else base64.b64encode(f"sandlot:{token}".encode())
         self._limits = limits or ProxyLimits()
         self._resolve = resolve or resolve_on_host
         self._dial = dial or dial_address
@@ -329,6 +336,7 @@ class EgressProxy:
     async def _serve_request(self, client: _Peer, request: h11.Request, tally: _Tally) -> bool:
         target = read_target(request)
         tally.host, tally.port = target.host, target.port
+        self._check_token(request)
         upstream = await self._reach(target)
         with closing(upstream):
             tally.verdict = ALLOWED
@@ -336,6 +344,15 @@ class EgressProxy:
                 await self._tunnel(client, upstream, target.host, tally)
                 return False
             return await self._forward(client, request, upstream, target, tally)
+
+    def _check_token(self, request: h11.Request) -> None:
+        if self._password is None:
+            return
+        shown = [value for name, value in request.headers if name == b"proxy-authorization"]
+        scheme, _, password = (shown[0] if len(shown) == 1 else b"").partition(b" ")
+        right = hmac.compare_digest(password.strip(), self._password)
+        if scheme.lower() != b"basic" or not right:
+            raise _Refusal(407, NO_TOKEN, "this proxy serves one sandbox, by its token only.")
 
     async def _refuse(self, client: _Peer, refusal: _Refusal) -> None:
         if client.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -349,6 +366,8 @@ class EgressProxy:
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
         ]
+        if refusal.status == 407:
+            headers.append(("Proxy-Authenticate", 'Basic realm="sandlot"'))
         # curl, pip and git show the reason phrase of a refused tunnel, and never its body.
         reason = f"Sandbox network: {refusal.verdict}".encode()
         await client.send(h11.Response(status_code=refusal.status, headers=headers, reason=reason))
