@@ -56,6 +56,7 @@ class DeathCause(StrEnum):
     CLOSED = "closed"
     TIME_LIMIT = "time_limit"
     ENGINE_LOST = "engine_lost"
+    HOST_EXHAUSTED = "host_exhausted"
     START_FAILED = "start_failed"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -39,6 +40,7 @@ from sandlot.sandbox.base import (
     base_environment,
 )
 from sandlot.sandbox.cgroups import Cgroup
+from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image
 from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
@@ -156,38 +158,42 @@ class BubblewrapSandbox:
 
     async def exec(self, command: str, timeout_s: float | None = None) -> ExecResult:
         async with self._queue:
-            inner = self._alive()
-            self._calls += 1
-            number = self._calls
-            started = time.monotonic()
-            default = self.policy.limits.command_timeout_s
-            limit = default if timeout_s is None else timeout_s
-            try:
-                run = await inner.run(command, limit)
-            except SandboxDied as exc:
-                raise await self._die(exc) from exc
-            took = time.monotonic() - started
-            files = [
-                await self._save_whole(stream, f"{number:04d}.{name}")
-                for stream, name in ((run.stdout, "stdout"), (run.stderr, "stderr"))
-            ]
-            result = ExecResult(
-                exit_code=run.exit_code,
-                stdout=run.stdout.text(),
-                stderr=run.stderr.text(),
-                duration_s=took,
-                timed_out=run.timed_out,
-                flooded=run.flooded,
-                truncated=run.stdout.truncated or run.stderr.truncated,
-                stdout_bytes=run.stdout.total,
-                stderr_bytes=run.stderr.total,
-                stdout_file=files[0],
-                stderr_file=files[1],
-                shell_restarted=run.shell_restarted,
-            )
-            run.stdout.release()
-            run.stderr.release()
-            return result
+            return await self._exec(command, timeout_s)
+
+    async def _exec(self, command: str, timeout_s: float | None = None) -> ExecResult:
+        inner = self._alive()
+        self._calls += 1
+        number = self._calls
+        started = time.monotonic()
+        limit = self.policy.limits.command_timeout_s if timeout_s is None else timeout_s
+        try:
+            run = await inner.run(command, limit)
+        except SandboxDied as exc:
+            raise await self._die(exc) from exc
+        except OSError as exc:
+            raise await self._die(_exhausted(exc)) from exc
+        took = time.monotonic() - started
+        files = [
+            await self._save_whole(stream, f"{number:04d}.{name}")
+            for stream, name in ((run.stdout, "stdout"), (run.stderr, "stderr"))
+        ]
+        result = ExecResult(
+            exit_code=run.exit_code,
+            stdout=run.stdout.text(),
+            stderr=run.stderr.text(),
+            duration_s=took,
+            timed_out=run.timed_out,
+            flooded=run.flooded,
+            truncated=run.stdout.truncated or run.stderr.truncated,
+            stdout_bytes=run.stdout.total,
+            stderr_bytes=run.stderr.total,
+            stdout_file=files[0],
+            stderr_file=files[1],
+            shell_restarted=run.shell_restarted,
+        )
+        run.stdout.release()
+        run.stderr.release()
+        return result
 
     async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         return await self._file_op(lambda files: files.read(self._absolute(path), limit_bytes))
@@ -218,11 +224,13 @@ class BubblewrapSandbox:
         )
 
     async def snapshot(self, target: Path) -> None:
-        exports = await self.exec("export -p")
-        where = await self.exec("pwd -P")
-        if exports.truncated or where.truncated or exports.exit_code != 0:
-            raise SandboxFileError(str(target), "the exported variables are too large to be kept")
         async with self._queue:
+            exports = await self._exec("export -p")
+            where = await self._exec("pwd -P")
+            if exports.truncated or where.truncated or exports.exit_code != 0:
+                raise SandboxFileError(
+                    str(target), "the exported variables are too large to be kept"
+                )
             inner, host = self._alive(), self._host
             assert host is not None
             state = {"working_dir": where.stdout.rstrip("\n"), "exports": exports.stdout}
@@ -232,9 +240,18 @@ class BubblewrapSandbox:
         """The upper layer cannot change under a mounted overlay: the inside is started anew."""
         state = _read_state(source)
         async with self._queue:
-            await self._alive().stop()
-            await self._start_inner(source)
-        await self._take_up(state)
+            before = self._alive()
+            try:
+                await self._start_inner(source)
+            except SandboxUnavailable as exc:
+                await asyncio.shield(self._go_back_to(before))
+                raise SandboxFileError(str(source), f"it cannot be restored: {exc}") from exc
+            except BaseException:
+                await asyncio.shield(self._go_back_to(before))
+                raise
+            self._old_records += before.drain_egress()
+            await before.stop()
+            await self._take_up(state)
 
     async def fork(self) -> Sandbox:
         twin = BubblewrapSandbox(
@@ -250,7 +267,8 @@ class BubblewrapSandbox:
             source = Path(folder, "state")
             await self.snapshot(source)
             await twin.start(source)
-            await twin._take_up(_read_state(source))
+            async with twin._queue:
+                await twin._take_up(_read_state(source))
         return twin
 
     def egress(self) -> list[EgressRecord]:
@@ -301,7 +319,12 @@ class BubblewrapSandbox:
         self._death = None
 
     async def _take_up(self, state: Mapping[str, str]) -> None:
-        await self.exec(f"{state['exports']}\ncd -- {shlex.quote(state['working_dir'])}")
+        await self._exec(f"{state['exports']}\ncd -- {shlex.quote(state['working_dir'])}")
+
+    async def _go_back_to(self, before: _Inner) -> None:
+        failed, self._inner = self._inner, before
+        if failed is not None and failed is not before:
+            await failed.stop()
 
     async def _close(self) -> None:
         if self._death is None:
@@ -378,6 +401,7 @@ class _Inner:
         self._egress: Egress | None = None
         self._stopped = False
         self._end: asyncio.TimerHandle | None = None
+        self._disk = Disk.MEMORY
         self.tree: ProcessTree | None = None
         self.cgroup: Cgroup | None = None
         self.enforcement: tuple[Enforcement, ...] = ()
@@ -386,7 +410,8 @@ class _Inner:
     async def start(self, restore: Path | None) -> None:
         limits = self._policy.limits
         self._make_cgroup(limits)
-        rows = _enforcement(self._policy, self.cgroup, self._host)
+        self._disk = choose_disk(limits, self._spool_dir, by_root=self._host.idmap.kind == "root")
+        rows = _enforcement(self._policy, self.cgroup, self._host, self._disk)
         self.enforcement = settle_enforcement(self._policy, rows)
         launch = asyncio.ensure_future(self._launch(restore))
         try:
@@ -421,6 +446,9 @@ class _Inner:
 
     async def save(self, host: BubblewrapHost, target: Path, state: Mapping[str, str]) -> None:
         """One tar: the state as its first member, then what GNU tar makes of the upper layers."""
+        tree = self.tree
+        assert tree is not None
+        assert self._shell is not None
         data = json.dumps(state).encode()
         info = tarfile.TarInfo(_STATE_NAME)
         info.size = len(data)
@@ -433,9 +461,10 @@ class _Inner:
             words += ["--anchored", "--no-wildcards-match-slash", "--exclude=./*/work"]
             words += [f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
             disk = Path(f"/proc/self/fd/{self._fds['disk']}")
-            status, complaint = await host.launcher.run_mapped(
-                words, disk, stdin=null, stdout=out, userns=self._fds["userns"]
-            )
+            with tree.held_still({1, self._shell.pid}):
+                status, complaint = await host.launcher.run_mapped(
+                    words, disk, stdin=null, stdout=out, userns=self._fds["userns"]
+                )
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -507,6 +536,9 @@ class _Inner:
         handed = [info_w, commands_r, keeper_r, filter_fd, errors_w]
         if restore is not None:
             handed.append(os.open(restore, os.O_RDONLY | os.O_CLOEXEC))
+        if self._disk is Disk.IMAGE:
+            assert self._policy.limits.disk_bytes is not None
+            handed.append(await make_image(self._spool_dir, self._policy.limits.disk_bytes))
         limits, died = self._policy.limits, self._died
         self._shell = Shell(self.control, self._spool_dir, commands_w, keeper_w, limits, died)
         channel = self._host.launcher.request(self._request(restore is not None), handed)
@@ -550,7 +582,8 @@ class _Inner:
             "uppers": uppers,
             "whiteouts": self._whiteouts(),
             "mount_points": self._mount_points(),
-            "disk_bytes": limits.disk_bytes,
+            "disk_bytes": None if self._disk is Disk.IMAGE else limits.disk_bytes,
+            "disk_image": self._disk is Disk.IMAGE,
             "listen": self._policy.network.mode is not NetworkMode.NONE,
             "rlimits": _rlimits(limits, self.cgroup),
             "restore": restoring,
@@ -669,7 +702,7 @@ def _rlimits(limits: Limits, group: Cgroup | None) -> dict[str, int]:
 
 
 def _enforcement(
-    policy: Policy, group: Cgroup | None, host: BubblewrapHost
+    policy: Policy, group: Cgroup | None, host: BubblewrapHost, disk: Disk
 ) -> tuple[Enforcement, ...]:
     limits, version = policy.limits, None if group is None else group.version
     own = f"cgroup v{version}"
@@ -699,7 +732,7 @@ def _enforcement(
         holds = _has(group, "cpu")
         rows.append(Enforcement("cpus", own if holds else "none", holds))
     if limits.disk_bytes is not None:
-        rows.append(Enforcement("disk", "tmpfs of that size", True))
+        rows.append(disk_row(disk, limits.disk_bytes))
     if limits.open_files is not None:
         rows.append(Enforcement("open files", "rlimit for each process", True))
     if limits.file_bytes is not None:
@@ -708,6 +741,14 @@ def _enforcement(
         rows.append(Enforcement("wall time", "timer of the host", True))
     rows.append(Enforcement("output", "bounded while read", True))
     return tuple(rows)
+
+
+def _exhausted(exc: OSError) -> SandboxDied:
+    """The host could not carry a command: out of descriptors, or its disk is full."""
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    cause = DeathCause.DISK_FULL if full else DeathCause.HOST_EXHAUSTED
+    where = f" at {exc.filename}" if exc.filename else ""
+    return SandboxDied(cause, f"this machine refused: {exc.strerror}{where}")
 
 
 def _memory_file(data: bytes) -> int:

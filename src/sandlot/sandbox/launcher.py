@@ -53,6 +53,8 @@ PACKET_BYTES = 1 << 20
 PAGE_BYTES = 100_000  # an answer must fit the default send buffer of a socket
 STAGE = "/tmp"  # inside the child's own mount namespace only; every system has it
 PROXY_PORT = 3128
+LOOP_CTL_GET_FREE, LOOP_CONFIGURE = 0x4C82, 0x4C0A
+LO_FLAGS_AUTOCLEAR, LOOP_CONFIG_BYTES = 4, 304
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -229,13 +231,17 @@ def nest_user_namespace() -> None:
 
 
 def start(request: Message, fds: list[int], reply: socket.socket, userns: int | None) -> None:
-    """Become bubblewrap. `fds` are info, stdin, keeper control, seccomp, in this order."""
+    """Become bubblewrap. `fds` are info, stdin, keeper control, seccomp, errors, in this order;
+
+    then a kept sandbox where one is restored, then a disk image where there is one.
+    """
     for path in request["cgroup_procs"]:
         write_text(path, "0")
     owner = request["idmap"]
+    image = fds[-1] if request["disk_image"] else None
     if owner["kind"] == "root":  # folders of root are closed to the mapped ids: bind them first
         assert userns is not None, "a `map` request comes before the first `start`"
-        prepare_mounts(request, owner["base"])
+        prepare_mounts(request, owner["base"], image)
         setns(userns, CLONE_NEWUSER, "enter the id map")
         become_inner_root()
     else:
@@ -247,7 +253,7 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
     if request["own_user_namespace"] and userns is not None:
         nest_user_namespace()
     if owner["kind"] != "root":
-        prepare_mounts(request, None)
+        prepare_mounts(request, None, image)
     if request["restore"]:
         unpack_upper(fds[5])
     refuse_planted_links(request["mount_points"])
@@ -262,8 +268,11 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
     become_bubblewrap(request, fds)
 
 
-def prepare_mounts(request: Message, chown_to: int | None) -> None:
-    """The stage: a sized tmpfs with the upper layers, and binds of what bubblewrap will read."""
+def prepare_mounts(request: Message, chown_to: int | None, image: int | None) -> None:
+    """The stage: a sized place for the upper layers, and binds of what bubblewrap will read.
+
+    `image` is a file with an ext4 file system that takes the place of the tmpfs below `disk`.
+    """
     unshare(CLONE_NEWNS, "unshare mount namespace")
     mount(None, "/", None, MS_REC | MS_PRIVATE, None, "make mounts private")
     sources = {
@@ -274,12 +283,16 @@ def prepare_mounts(request: Message, chown_to: int | None) -> None:
     # An inode takes kernel memory beyond the blocks, so their number needs a ceiling too.
     size = f",size={most},nr_inodes={max(4096, most // 8192)}" if most else ""
     mount("sandlot", STAGE, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755" + size, "mount upper layer")
-    made = ["disk"]
+    os.mkdir(f"{STAGE}/disk", 0o755)
+    if image is not None:
+        mount_image(image, f"{STAGE}/disk")
+    made = []
     for name in request["uppers"]:
         made += [f"disk/{name}", f"disk/{name}/upper", f"disk/{name}/work"]
     for name in made:
         os.mkdir(f"{STAGE}/{name}", 0o755)
-        if chown_to is not None:
+    if chown_to is not None:
+        for name in ("disk", *made):
             os.chown(f"{STAGE}/{name}", chown_to, chown_to)
     for name, fd in sources.items():
         os.mkdir(f"{STAGE}/{name}", 0o755)
@@ -287,6 +300,37 @@ def prepare_mounts(request: Message, chown_to: int | None) -> None:
             f"/proc/self/fd/{fd}", f"{STAGE}/{name}", None, MS_BIND | MS_REC, None, f"bind {name}"
         )
         os.close(fd)
+
+
+def mount_image(image: int, target: str) -> None:
+    """Mount a file through a loop device, which the kernel frees with the last mount."""
+    device, path = attach_loop(image)
+    try:
+        options = "noinit_itable,errors=continue"
+        mount(path, target, "ext4", MS_NOSUID | MS_NODEV, options, "mount the disk image")
+    finally:
+        os.close(device)
+
+
+def attach_loop(image: int) -> tuple[int, str]:
+    """A free loop device over `image`: (descriptor, path). See loop(4), LOOP_CONFIGURE."""
+    config = struct.pack("II", image, 0) + bytes(52) + struct.pack("I", LO_FLAGS_AUTOCLEAR)
+    config = config.ljust(LOOP_CONFIG_BYTES, b"\0")
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(100):
+            path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+            device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, LOOP_CONFIGURE, config)
+                return device, path
+            except OSError as exc:
+                os.close(device)
+                if exc.errno != errno.EBUSY:  # another sandbox took it between the two calls
+                    raise
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, "no loop device could be had for the disk image")
 
 
 def is_replaced(folder: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -80,16 +81,15 @@ class OutputStream:
     def close(self) -> None:
         if self._late is not None:
             self._late.cancel()
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        self.release()
         self._close_fd()
 
     def release(self) -> None:
         """Give the spool back, keep dropping late output."""
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            with contextlib.suppress(OSError):  # what is still buffered may not fit the disk
+                spool.close()
 
     @property
     def open(self) -> bool:
@@ -113,12 +113,8 @@ class OutputStream:
     def _keep(self, data: bytes) -> None:
         before = self.total
         self.total += len(data)
-        overflowing = self.total > 2 * self._half
-        if overflowing and self._spool is None:
-            self._spool = tempfile.TemporaryFile(dir=self._spool_dir)  # noqa: SIM115
-            self._spool.write(self._head + self._tail)
-        if self._spool is not None and before < self._saved_bytes:
-            self._spool.write(data[: self._saved_bytes - before])
+        if self.total > 2 * self._half:
+            self._save(data, before)
         room = self._half - len(self._head)
         if room > 0:
             self._head += data[:room]
@@ -128,6 +124,19 @@ class OutputStream:
             del self._tail[: max(0, len(self._tail) - self._half)]
         if before <= self._flood_bytes < self.total:
             self._on_flood()
+
+    def _save(self, data: bytes, before: int) -> None:
+        """Write to the spool; a host without room for it costs the whole, not what is kept."""
+        if before >= self._saved_bytes:
+            return
+        try:
+            if self._spool is None:
+                self._spool = tempfile.TemporaryFile(dir=self._spool_dir)  # noqa: SIM115
+                self._spool.write(self._head + self._tail)
+            self._spool.write(data[: self._saved_bytes - before])
+        except OSError:
+            self._saved_bytes = 0
+            self.release()
 
     def _drop_late(self) -> None:
         self._late = None

@@ -7,9 +7,10 @@ the folder of a process pins that process, so a signal never reaches a later own
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 
 INIT = 1
 
@@ -84,6 +85,18 @@ class ProcessTree:
             finally:
                 os.close(fd)
 
+    @contextlib.contextmanager
+    def held_still(self, spared: Set[int]) -> Iterator[None]:
+        """Stop everything but `spared`, and let go on what was not stopped before."""
+        stopped: set[int] = set()
+        try:
+            while running := self._running() - spared - stopped:
+                self.kill(running, signal.SIGSTOP)
+                stopped |= running
+            yield
+        finally:
+            self.kill(stopped, signal.SIGCONT)
+
     def resident_bytes(self) -> int:
         """The summed resident memory of all processes (shared pages count in each)."""
         pages = sum(self._resident_pages(pid) for pid in self._all())
@@ -102,6 +115,10 @@ class ProcessTree:
 
     def _all(self) -> list[int]:
         return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+
+    def _running(self) -> set[int]:
+        found = {pid: status for pid in self._all() if (status := self._status(pid))}
+        return {pid for pid, (state, _) in found.items() if state not in "ZTt"}
 
     def _status(self, pid: int) -> tuple[str, int] | None:
         """(state, parent) from /proc/PID/stat; the name in it may hold anything, `)` included."""
