@@ -47,7 +47,9 @@ class Cgroup:
         if self.version == 1:
             nanoseconds = _number(self.folders.get("cpuacct"), "cpuacct.usage")
             return None if nanoseconds is None else nanoseconds / 1e9
-        microseconds = _keyed(self.folders.get("cpu"), "cpu.stat", "usage_usec")
+        # Counted even where the `cpu` controller is not ours.
+        folder = next(iter(self.folders.values()), None)
+        microseconds = _keyed(folder, "cpu.stat", "usage_usec")
         return None if microseconds is None else microseconds / 1e6
 
     def processes(self) -> int | None:
