@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from sandlot.core.errors import (
     DeathCause,
     InputError,
+    PolicyNotEnforceable,
     RecordError,
     SandboxDied,
     SandboxError,
@@ -1471,6 +1472,218 @@ async def _(box: Sandbox) -> None:
             await refused(
                 box.restore(folder / name), SandboxError, InputError, RecordError, what=name
             )
+
+
+@_check("a damaged snapshot changes nothing", "processes")
+async def _(make: MakeSandbox) -> None:
+    with _folder() as folder:
+        async with opened(make) as box:
+            await box.exec("seq 50000 > many; cd /tmp; kept=5")
+            await box.snapshot(folder / "state")
+            data = (folder / "state").read_bytes()
+            (folder / "cut").write_bytes(data[: len(data) // 2])
+            await box.exec("echo later > /testbed/later")
+            await refused(
+                box.restore(folder / "cut"), SandboxError, InputError, what="half a snapshot"
+            )
+            equal(
+                await stdout_of(box, "cat /testbed/later; pwd; echo $kept"),
+                "later\n/tmp\n5\n",
+                "the sandbox after a refused restore",
+            )
+
+
+@_boxed("a snapshot spares what runs in the background", "processes")
+async def _(box: Sandbox) -> None:
+    await box.exec(_BEAT.format(path="/testbed/early") + " &")
+    with _folder() as folder:
+        await box.snapshot(folder / "state")
+    require(await _grows(box, "/testbed/early"), "the job stands still after a snapshot")
+    await box.exec("kill %1")
+
+
+@_boxed("what ran before a restore does not run after it", "processes")
+async def _(box: Sandbox) -> None:
+    with _folder() as folder:
+        await box.snapshot(folder / "state")
+        await box.exec(_BEAT.format(path="/testbed/early") + " &")
+        await box.restore(folder / "state")
+        await refused(box.stat("/testbed/early"), SandboxFileError, what="a later file")
+        await asyncio.sleep(0.2)
+        await refused(box.stat("/testbed/early"), SandboxFileError, what="a file of a dead job")
+
+
+@_boxed(
+    "a fork goes on from files, directory and variables, and both go their own way", "processes"
+)
+async def _(box: Sandbox) -> None:
+    await box.exec("echo 1 > /testbed/f; mkdir -p /opt/b; cd /opt/b; export KEPT='a b'; plain=1")
+    gone = (
+        await stdout_of(box, "f=$(ls -p /etc | grep -v / | head -1); rm /etc/$f; echo $f")
+    ).strip()
+    twin = await box.fork()
+    try:
+        equal(
+            await stdout_of(twin, 'pwd; cat /testbed/f; echo "$KEPT$plain"'),
+            "/opt/b\n1\na b\n",
+            "what the fork goes on from",
+        )
+        await refused(twin.stat(f"/etc/{gone}"), SandboxFileError, what="a deleted file")
+        await twin.exec("echo 2 > /testbed/f; export KEPT=twin")
+        await box.exec("echo 3 > /testbed/g")
+        equal(await stdout_of(box, 'cat /testbed/f; echo "$KEPT"'), "1\na b\n", "the first")
+        await refused(twin.stat("/testbed/g"), SandboxFileError, what="the other's file")
+    finally:
+        await twin.close()
+    await alive(box)
+
+
+@_check("a fork outlives the sandbox that it came from", "processes")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        await box.write_file("f", b"1")
+        twin = await box.fork()
+    try:
+        equal(await twin.read_file("f"), b"1", "the file")
+        await alive(twin)
+    finally:
+        await twin.close()
+
+
+# --- Limits ---------------------------------------------------------------------------------------
+
+
+def _holds(box: Sandbox, promise: str) -> bool:
+    """Whether the backend says that it keeps a promise here; what it does not say is not tested."""
+    return any(row.promise == promise and row.holds for row in box.enforcement)
+
+
+@_boxed("every limit of the policy has a row that says how it is kept", "processes")
+async def _(box: Sandbox) -> None:
+    told = {row.promise for row in box.enforcement}
+    wanted = {"files", "network", "memory", "processes", "disk", "open files", "output"}
+    require(wanted <= told, f"nothing is said of {sorted(wanted - told)}")
+
+
+@_boxed(
+    "a full disk is an error of the command, and its space comes back",
+    "processes",
+    disk_bytes=32 * MIB,
+)
+async def _(box: Sandbox) -> None:
+    if not _holds(box, "disk"):
+        return
+    for folder in ("/testbed", "/tmp"):
+        result = await box.exec(f"head -c 100M /dev/zero > {folder}/fill", 30)
+        require("No space left on device" in result.stderr, f"{folder}: {result.stderr!r}")
+        await alive(box)
+        equal((await box.exec(f"rm {folder}/fill; echo 1 > {folder}/small")).exit_code, 0, folder)
+
+
+@_boxed(
+    "a full disk refuses a file of the API and keeps the sandbox", "processes", disk_bytes=32 * MIB
+)
+async def _(box: Sandbox) -> None:
+    if _holds(box, "disk"):
+        await refused(box.write_file("big", bytes(64 * MIB)), SandboxFileError, what="a big file")
+        await alive(box)
+
+
+@_boxed(
+    "a disk larger than the memory is filled without a death",
+    "processes",
+    disk_bytes=192 * MIB,
+    memory_bytes=128 * MIB,
+)
+async def _(box: Sandbox) -> None:
+    if not _holds(box, "disk"):
+        return
+    result = await box.exec("head -c 400M /dev/zero > fill; rm -f fill", 60)
+    require("No space left on device" in result.stderr, f"{result!r}")
+    await alive(box)
+
+
+@_boxed("a file beyond the limit for one file is cut off", "processes", file_bytes=MIB)
+async def _(box: Sandbox) -> None:
+    result = await box.exec("head -c 4M /dev/zero > big; stat -c %s big")
+    equal(result.stdout, f"{MIB}\n", "the size of the file")
+    await alive(box)
+
+
+@_boxed("a process gets no more open files than the limit", "processes", open_files=64)
+async def _(box: Sandbox) -> None:
+    opening = 'for n in $(seq 100 220); do eval "exec $n</dev/null" || break; done; echo $n'
+    result = await box.exec(f"( ulimit -n; {opening} ) 2>&1 | tail -n 1; ulimit -Hn")
+    last, hard = result.stdout.split()[-2:]
+    equal(hard, "64", "the hard limit")
+    require(last == "100", f"descriptor {last} could be opened")
+    await alive(box)
+
+
+@_boxed("processes beyond the limit are refused to the command", "processes", processes=40)
+async def _(box: Sandbox) -> None:
+    forks = "for n in $(seq 80); do sleep 3 & done; wait"
+    result = await box.exec(f"bash -c '{forks}' 2>&1 | grep -c 'Resource temporarily unavailable'")
+    if _holds(box, "processes"):
+        require(result.stdout.strip() not in ("", "0"), f"80 children at a limit of 40: {result!r}")
+    await alive(box)
+
+
+@_boxed("memory beyond the limit ends the process that takes it", "python3", memory_bytes=96 * MIB)
+async def _(box: Sandbox) -> None:
+    if not _holds(box, "memory"):
+        return
+    taking = "python3 -c 'held = [bytearray(1 << 20) for _ in range(400)]; print(len(held))'"
+    try:
+        result = await box.exec(f"{taking}; echo status $?", 30)
+        require("400" not in result.stdout.split(), "400 MiB were had at a limit of 96")
+        await alive(box)
+    except SandboxDied as died:
+        equal(died.cause, DeathCause.OUT_OF_MEMORY, "cause of death")
+
+
+@_check("a sandbox ends when its wall time is over, and says so", "processes")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make, small_policy(wall_s=1.5)) as box:
+        died = await refused(within(8, "exec", box.exec("sleep 30")), SandboxDied, what="a command")
+        equal(getattr(died, "cause", None), DeathCause.TIME_LIMIT, "cause")
+        await refused(box.read_file("x"), SandboxDied, what="a later call")
+
+
+@_boxed("what a command used is measured, or not claimed", "processes")
+async def _(box: Sandbox) -> None:
+    busy = await box.exec("n=0; while [ $n -lt 200000 ]; do n=$((n + 1)); done")
+    idle = await box.exec("true")
+    if busy.cpu_s is not None and idle.cpu_s is not None:
+        require(0.02 < busy.cpu_s <= 2 * busy.duration_s + 0.1, f"cpu: {busy!r}")
+        require(idle.cpu_s < busy.cpu_s, f"true took {idle.cpu_s} s of CPU")
+    if busy.memory_peak_bytes is not None:
+        require(MIB // 8 < busy.memory_peak_bytes <= 512 * MIB, f"peak: {busy!r}")
+
+
+@_check("a limit that was asked for is kept or refused by name", "processes")
+async def _(make: MakeSandbox) -> None:
+    policy = small_policy(cpus=0.5)
+    asked = replace(policy, asked=frozenset({"memory_bytes", "cpus", "processes", "disk_bytes"}))
+    box = await _build(make, asked)
+    try:
+        await box.start()
+    except PolicyNotEnforceable as exc:
+        require("asked for" in str(exc) and "--accept-unenforced" in str(exc), str(exc))
+        return
+    finally:
+        await box.close()
+    for promise in ("memory", "cpus", "processes", "disk"):
+        require(_holds(box, promise), f"{promise} was asked for and does not hold")
+
+
+@_check("a limit that was accepted unenforced is marked in the record", "processes")
+async def _(make: MakeSandbox) -> None:
+    asked = frozenset({"memory_bytes", "cpus", "processes", "disk_bytes"})
+    policy = replace(small_policy(cpus=0.5), asked=asked, accepted=frozenset({"all"}))
+    async with opened(make, policy) as box:
+        for row in box.enforcement:
+            require(row.holds or row.accepted, f"neither kept nor marked: {row!r}")
 
 
 # --- Walls ----------------------------------------------------------------------------------------

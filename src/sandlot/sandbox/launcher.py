@@ -263,7 +263,6 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
     bring_loopback_up()
     if request["listen"]:
         handed.append(listen())
-    set_limits(request["rlimits"])
     send(reply, {"ok": True}, handed)
     become_bubblewrap(request, fds)
 
@@ -417,6 +416,7 @@ def become_bubblewrap(request: Message, fds: list[int]) -> None:
     high = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for number, fd in wanted.items()}
     for number, fd in high.items():
         os.dup2(fd, number, inheritable=True)
+    set_limits(request["rlimits"])  # last: a small limit on descriptors would stop the above
     os.execve(request["argv"][0], request["argv"], {"PATH": "/usr/bin:/bin"})
 
 
