@@ -26,6 +26,7 @@ _IDLE_S = 2.0
 _INLINE_BYTES = 256 * 1024
 _COPY_BYTES = 1 << 20
 _MAX_DEPTH = 64
+_MAX_PATH_BYTES = 4096  # the kernel's own; a longer one would not fit a request
 _NAME_ERRORS = frozenset(
     (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.EILSEQ)
 )
@@ -148,8 +149,7 @@ class _Session:
         self._channel = channel
 
     async def ask(self, op: str, path: str, **more: Any) -> tuple[dict[str, Any], list[int]]:
-        if "\0" in path:
-            raise SandboxFileError(path, "a path cannot hold a NUL byte")
+        _check_path(path)
         try:
             return await self._channel.ask({"op": op, "path": path, **more})
         except LauncherReply as exc:
@@ -264,6 +264,18 @@ class _Collector:
     def _skip(self, name: str, reason: str) -> None:
         if len(self.skipped) < 1000:
             self.skipped.append(SkippedFile(name, reason))
+
+
+def _check_path(path: str) -> None:
+    if "\0" in path:
+        raise SandboxFileError(path[:200], "a path cannot hold a NUL byte")
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        shown = path[:200].encode("utf-8", "replace").decode()
+        raise SandboxFileError(shown, "a path cannot hold half a character") from None
+    if size >= _MAX_PATH_BYTES:
+        raise SandboxFileError(f"{path[:200]}…", f"a path of {size} bytes is too long")
 
 
 def _info(entry: dict[str, Any]) -> FileInfo:

@@ -67,7 +67,11 @@ class Channel:
         return self._take()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        self._sock.send(json.dumps(message).encode())
+        """Raises LauncherLost: the other end is gone."""
+        try:
+            self._sock.send(json.dumps(message).encode())
+        except OSError as exc:
+            raise LauncherLost(exc.errno, f"the launcher's child cannot be asked: {exc}") from exc
 
     async def ask(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], list[int]]:
         self.send(message)
@@ -135,6 +139,11 @@ class Launcher:
                 ours.close()
                 raise SandboxUnavailable("the sandbox launcher is gone") from exc
         return Channel(ours)
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a request that has no answer. A launcher that is gone shows at the next one."""
+        with contextlib.suppress(OSError):
+            self._sock.send(json.dumps(message).encode())
 
     @contextlib.asynccontextmanager
     async def asking(

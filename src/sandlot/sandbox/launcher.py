@@ -9,6 +9,8 @@ standard library, and gives each request to a child of its own:
 `files`   enters a sandbox's user namespace (not its mount namespace) and opens files below its
           root for the harness; descriptors travel back, bytes never pass through here.
 `run`     runs one program of the host inside the id map (tar, to unpack or remove an image).
+`ahead`   a child enters control groups and waits there for the `start` that names it; `leave`
+          ends one that will not be needed.
 
 Requests are JSON in single SOCK_SEQPACKET packets with descriptors attached; the first descriptor
 of each is the socket on which the child answers. When the harness is gone (end of file), every
@@ -49,6 +51,7 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x40000, 2, 4
 PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 36, 1
 SYS_OPENAT2 = 437
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+KERNEL_FILE_SYSTEMS = (0x9FA0, 0x62656572, 0x63677270, 0x27E0EB)  # proc, sysfs, cgroup v2 and v1
 PACKET_BYTES = 1 << 20
 PAGE_BYTES = 100_000  # an answer must fit the default send buffer of a socket
 STAGE = "/tmp"  # inside the child's own mount namespace only; every system has it
@@ -85,7 +88,10 @@ def mount(
 def openat2(root: int, path: str, flags: int, mode: int = 0) -> int:
     """Open `path` with `root` as the root folder: links and `..` cannot leave it."""
     how = struct.pack("QQQ", flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    name = os.fsencode(path)
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise OSError(errno.EILSEQ, "a path cannot hold half a character") from None
     if b"\0" in name:
         raise OSError(errno.EINVAL, "a path cannot hold a NUL byte")
     while True:
@@ -100,6 +106,17 @@ def openat2(root: int, path: str, flags: int, mode: int = 0) -> int:
 def reopen(fd: int, flags: int) -> int:
     """Open what an O_PATH descriptor pins; no name is looked up again."""
     return os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def is_of_kernel(fd: int) -> bool:
+    """Whether a file shows the kernel: /proc and the like.
+
+    Those answer by who asks: to this process they would show the host's own name and settings, and
+    take settings of the user namespace that all sandboxes share, as the inside itself may not.
+    """
+    about = ctypes.create_string_buffer(256)  # struct statfs, whose first member is the type
+    check(libc.fstatfs(fd, about), "fstatfs")
+    return struct.unpack_from("l", about)[0] in KERNEL_FILE_SYSTEMS
 
 
 # --- messages -----------------------------------------------------------------------------------
@@ -235,8 +252,7 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
 
     then a kept sandbox where one is restored, then a disk image where there is one.
     """
-    for path in request["cgroup_procs"]:
-        write_text(path, "0")
+    enter_cgroups(request["cgroup_procs"])
     owner = request["idmap"]
     image = fds[-1] if request["disk_image"] else None
     if owner["kind"] == "root":  # folders of root are closed to the mapped ids: bind them first
@@ -265,6 +281,11 @@ def start(request: Message, fds: list[int], reply: socket.socket, userns: int | 
         handed.append(listen())
     send(reply, {"ok": True}, handed)
     become_bubblewrap(request, fds)
+
+
+def enter_cgroups(procs: list[str]) -> None:
+    for path in procs:
+        write_text(path, "0")
 
 
 def prepare_mounts(request: Message, chown_to: int | None, image: int | None) -> None:
@@ -488,12 +509,18 @@ def op_stat(root: int, message: Message) -> Answer:
         os.close(fd)
 
 
+def refuse_irregular(fd: int) -> None:
+    kind = kind_of(os.fstat(fd).st_mode)
+    if kind != "file":
+        raise OSError(errno.EINVAL, f"is a {kind}, not a regular file")
+    if is_of_kernel(fd):
+        raise OSError(errno.EINVAL, "is a file of the kernel: use it from the shell")
+
+
 def op_read(root: int, message: Message) -> Answer:
     fd = openat2(root, message["path"], os.O_PATH)
     try:
-        kind = kind_of(os.fstat(fd).st_mode)
-        if kind != "file":
-            return {"errno": errno.EINVAL, "error": f"is a {kind}, not a regular file"}, []
+        refuse_irregular(fd)
         return {"ok": True}, [reopen(fd, os.O_RDONLY | os.O_NONBLOCK)]
     finally:
         os.close(fd)
@@ -516,13 +543,15 @@ def op_write(root: int, message: Message) -> Answer:
         fd = openat2(root, path, os.O_PATH)
     except FileNotFoundError:  # a link whose target is missing: make the target, inside the root
         flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
-        return {"ok": True, "created": True}, [
-            openat2(root, path, flags, message.get("mode", 0o644))
-        ]
+        made = openat2(root, path, flags, message.get("mode", 0o644))
+        try:
+            refuse_irregular(made)  # the link may lead elsewhere by now
+        except OSError:
+            os.close(made)
+            raise
+        return {"ok": True, "created": True}, [made]
     try:
-        kind = kind_of(os.fstat(fd).st_mode)
-        if kind != "file":
-            return {"errno": errno.EINVAL, "error": f"is a {kind}, not a regular file"}, []
+        refuse_irregular(fd)
         return {"ok": True, "created": False}, [
             reopen(fd, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)
         ]
@@ -624,9 +653,12 @@ def run(request: Message, fds: list[int], reply: socket.socket, userns: int | No
 # --- the loop -----------------------------------------------------------------------------------
 
 
-def fork_spare(control: socket.socket, namespaces: dict[str, int]) -> socket.socket:
-    """A child made ahead of its request: the fork is a tenth of what a sandbox's start takes.
+def fork_spare(
+    control: socket.socket, namespaces: dict[str, int], cgroup_procs: Sequence[str] = ()
+) -> socket.socket:
+    """A child made ahead of its request: the fork is a tenth of what a sandbox's start takes,
 
+    and entering a version 1 control group waits for the kernel, milliseconds on a busy machine.
     Returns the socket on which it waits for its one request; it ends when that is closed.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -638,6 +670,7 @@ def fork_spare(control: socket.socket, namespaces: dict[str, int]) -> socket.soc
         control.close()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)  # an ignored one would stay ignored inside
+        enter_cgroups(list(cgroup_procs))
         request, fds = receive(theirs)
         theirs.close()
         if request is not None:
@@ -745,6 +778,7 @@ def main() -> None:
     gc.freeze()
     namespaces: dict[str, int] = {}
     spare: socket.socket | None = None
+    ahead: dict[str, socket.socket] = {}
     while True:
         request, fds = receive(control)
         if request is None:
@@ -752,14 +786,24 @@ def main() -> None:
         if request["op"] == "map":
             map_namespace(request, fds, namespaces)
             continue
-        spare = spare or fork_spare(control, namespaces)
-        send(spare, request, fds)
-        spare.close()
+        if request["op"] == "ahead":
+            name, procs = request["name"], request["cgroup_procs"]
+            ahead[name] = fork_spare(control, namespaces, procs)
+            continue
+        waiting = ahead.pop(request.get("ahead", ""), None)
+        if request["op"] == "leave":
+            if waiting is not None:
+                waiting.close()
+            continue
+        child = waiting or spare or fork_spare(control, namespaces)
+        send(child, request, fds)
+        child.close()
         for fd in fds:
             os.close(fd)
-        spare = fork_spare(control, namespaces)
-    if spare is not None:
-        spare.close()
+        if waiting is None:
+            spare = fork_spare(control, namespaces)
+    for child in (*ahead.values(), *([spare] if spare else [])):
+        child.close()
     end_everything(lease_dir)
 
 
