@@ -91,7 +91,10 @@ def test_version_2_limits_are_written_with_swap_off(unified: Path) -> None:
 
 def test_version_1_limits_go_to_the_folder_of_their_controller(split: CgroupRoot) -> None:
     group = split.create("one", LIMITS)
-    assert contents(group.folders["memory"]) == {"memory.limit_in_bytes": str(64 * MIB)}
+    assert contents(group.folders["memory"]) == {
+        "memory.limit_in_bytes": str(64 * MIB),
+        "memory.memsw.limit_in_bytes": str(64 * MIB),
+    }
     assert contents(group.folders["pids"]) == {"pids.max": "7"}
     assert contents(group.folders["cpu"]) == {
         "cpu.cfs_period_us": "100000",

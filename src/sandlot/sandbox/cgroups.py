@@ -39,7 +39,7 @@ class Cgroup:
         """Write the limits that this group has controllers for. Raises OSError if refused."""
         for controller, file, value in _settings(self.version, limits):
             if controller in self.folders:
-                (self.folders[controller] / file).write_text(value)
+                _write(self.folders[controller] / file, value)
 
     def throttled_s(self) -> float | None:
         """Time for which the CPU limit held it back, summed over processors."""

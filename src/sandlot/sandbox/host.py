@@ -21,7 +21,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sandlot.core.errors import SandboxUnavailable
-from sandlot.sandbox.cgroups import Cgroup, CgroupRoot, open_root
+from sandlot.sandbox.cgroups import (
+    Cgroup,
+    CgroupRoot,
+    launcher_prefix,
+    open_root,
+    open_scope,
+    open_top,
+)
 from sandlot.sandbox.idmap import IdMap, detect
 from sandlot.sandbox.launch import Launcher, LauncherReply
 from sandlot.sandbox.policy import Limits
