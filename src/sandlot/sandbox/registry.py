@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -19,7 +19,6 @@ from sandlot.sandbox.policy import NetworkMode, Policy
 if TYPE_CHECKING:
     from sandlot.sandbox.bubblewrap import MakeEgress, RootFilesystem
     from sandlot.sandbox.hostconfig import HostConfig
-    from sandlot.sandbox.probe import Check
 
 Progress = Callable[[str], None]
 BUILT_IN = ("bubblewrap", "fake")
@@ -207,13 +206,6 @@ class _Roots:
             info.digest, host.idmap.key, host.unpack, remove_tree=host.remove_tree
         )
         return RootFilesystem(info.name, (rootfs, config_layer(host, self._config, "")))
-
-
-def probe(cache: Path, state: Path, environ: Mapping[str, str]) -> AsyncIterator[Check]:
-    """See `sandbox.probe`."""
-    from sandlot.sandbox import probe as _probe
-
-    return _probe.probe(cache, state, environ)
 
 
 async def terminal(sandbox: Sandbox) -> int:
