@@ -139,7 +139,8 @@ class StopReason(StrEnum):
 class CommandMeter:
     """What one command did, as the sandbox measured it. Times in seconds, sizes in bytes.
 
-    The last three are None where the sandbox has no such meter.
+    Peak, CPU and throttling are None where the sandbox has no such meter; `memory_kills` counts
+    processes that were killed at the memory limit.
     """
 
     exit_code: int | None
@@ -152,6 +153,7 @@ class CommandMeter:
     memory_peak_bytes: int | None = None
     cpu_s: float | None = None
     throttled_s: float | None = None
+    memory_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,9 @@ class ExecResult:
     `exit_code` is None only where no status exists (timeout, flood, shell killed); a death by
     signal N is 128 + N, as bash gives it. Text is UTF-8 with undecodable bytes replaced and holds
     a line that says how much was left out where `truncated`. Sizes are of the whole stream.
-    The last three are meters of the sandbox over the command, background jobs included; None
-    where nothing here counts them. `memory_peak_bytes` is the highest sum while it ran.
+    The last four are meters of the sandbox over the command, background jobs included; None
+    where nothing here counts them. `memory_peak_bytes` is the highest sum while it ran,
+    `memory_kills` the processes that were killed at the memory limit.
     """
 
     exit_code: int | None
@@ -62,6 +63,7 @@ class ExecResult:
     memory_peak_bytes: int | None = None
     cpu_s: float | None = None
     throttled_s: float | None = None
+    memory_kills: int = 0
 
 
 @dataclass(frozen=True, slots=True)

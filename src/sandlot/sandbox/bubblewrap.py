@@ -44,6 +44,7 @@ from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image
 from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
+from sandlot.sandbox.meters import CommandGauge, MemoryWatchdog, Use
 from sandlot.sandbox.output import OutputStream
 from sandlot.sandbox.policy import (
     MIB,
@@ -62,7 +63,7 @@ _START_S = 30.0
 _STOP_S = 10.0
 _STATE_NAME = "sandlot-state.json"
 _OUTPUT_DIR = "/tmp/.sandlot"
-_WATCHDOG_S = 0.25
+_OVER_AND_OVER = "its processes took more than the memory limit over and over"
 # What root needs to install packages and drop to other users; nothing that reaches the machine.
 _CAPABILITIES = (
     "CAP_CHOWN",
@@ -190,6 +191,7 @@ class BubblewrapSandbox:
             stdout_file=files[0],
             stderr_file=files[1],
             shell_restarted=run.shell_restarted,
+            **asdict(inner.use),
         )
         run.stdout.release()
         run.stderr.release()
@@ -277,14 +279,16 @@ class BubblewrapSandbox:
 
     async def stats(self) -> SandboxStats:
         inner = self._alive()
-        group = inner.cgroup
-        tree = inner.tree
-        if group is None:
-            return SandboxStats(processes=len(tree.pids()) if tree else None)
+        life = inner.life()
+        group, tree = inner.cgroup, inner.tree
+        counted = None if group is None else group.processes()
+        if counted is None and tree is not None:
+            counted = len(tree.pids())
         return SandboxStats(
-            memory_peak_bytes=group.memory_peak_bytes(),
-            cpu_s=group.cpu_s(),
-            processes=group.processes(),
+            memory_peak_bytes=life.memory_peak_bytes,
+            cpu_s=life.cpu_s,
+            throttled_s=life.throttled_s,
+            processes=counted,
             disk_bytes=inner.disk_bytes(),
         )
 
@@ -402,6 +406,9 @@ class _Inner:
         self._stopped = False
         self._end: asyncio.TimerHandle | None = None
         self._disk = Disk.MEMORY
+        self._gauge: CommandGauge | None = None
+        self._watchdog: MemoryWatchdog | None = None
+        self.use = Use()
         self._ahead = ""
         self.tree: ProcessTree | None = None
         self.cgroup: Cgroup | None = None
@@ -429,22 +436,23 @@ class _Inner:
         self._fds["root"] = root
         self.tree = ProcessTree(root)
         shell.watch(self.tree)
+        self._meter(limits.memory_bytes)
         self._host.prepare_ahead()
         if limits.wall_s is not None:
             loop = asyncio.get_running_loop()
             self._end = loop.call_later(limits.wall_s, self._expire, limits.wall_s)
 
     async def run(self, command: str, timeout_s: float) -> Any:
-        shell = self._shell
-        assert shell is not None
-        watchdog = None
-        if self._policy.limits.memory_bytes and not _has(self.cgroup, "memory"):
-            watchdog = asyncio.ensure_future(self._watch_memory(self._policy.limits.memory_bytes))
-        try:
-            return await shell.run(command, timeout_s)
-        finally:
-            if watchdog is not None:
-                watchdog.cancel()
+        assert self._shell is not None
+        assert self._gauge is not None
+        self._gauge.begin()
+        run = await self._shell.run(command, timeout_s)
+        self.use = self._gauge.end()
+        return run
+
+    def life(self) -> Use:
+        """What was used since the start."""
+        return Use() if self._gauge is None else self._gauge.life()
 
     async def save(self, host: BubblewrapHost, target: Path, state: Mapping[str, str]) -> None:
         """One tar: the state as its first member, then what GNU tar makes of the upper layers."""
@@ -485,8 +493,7 @@ class _Inner:
         fd = self._fds.get("disk")
         if fd is None:
             return None
-        status = os.fstatvfs(fd)
-        return (status.f_blocks - status.f_bfree) * status.f_frsize
+        return _written_bytes(fd)
 
     async def stop(self) -> None:
         """Kill by the first process, wait until it is gone, and remove every trace."""
@@ -508,6 +515,10 @@ class _Inner:
                 await asyncio.wait_for(_until_readable(pidfd), _STOP_S)
         if self._egress is not None:
             await self._egress.close()
+        if self._watchdog is not None:
+            await self._watchdog.close()
+        if self._gauge is not None:
+            self._gauge.close()
         self.files.close()
         if self._shell is not None:
             self._shell.close()
@@ -653,18 +664,34 @@ class _Inner:
         self._died.set_result(SandboxDied(cause, detail))
 
     def _expire(self, wall_s: float) -> None:
+        self._end_life(DeathCause.TIME_LIMIT, f"its {wall_s:g} s of wall time are over")
+
+    def _end_life(self, cause: DeathCause, detail: str) -> None:
         if not self._died.done():
-            detail = f"its {wall_s:g} s of wall time are over"
-            self._died.set_result(SandboxDied(DeathCause.TIME_LIMIT, detail))
+            self._died.set_result(SandboxDied(cause, detail))
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fds["init"], signal.SIGKILL)
 
-    async def _watch_memory(self, limit: int) -> None:
-        """Best effort where no cgroup counts: kill the largest process above the summed limit."""
-        while self.tree is not None:
-            await asyncio.sleep(_WATCHDOG_S)
-            if self.tree.resident_bytes() > limit:
-                self.tree.kill_largest({1, self._shell.pid if self._shell else 1})
+    def _meter(self, memory_bytes: int | None) -> None:
+        """Measure by the control group; where none counts memory, watch the processes' sum."""
+        shell, tree, root = self._shell, self.tree, self._fds["root"]
+        assert shell is not None
+        assert tree is not None
+        if memory_bytes is not None and not _has(self.cgroup, "memory"):
+            self._fds["shm"] = os.open("dev/shm", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
+            self._watchdog = MemoryWatchdog(
+                root,
+                tree,
+                memory_bytes,
+                files_bytes=self._files_in_memory,
+                spared=lambda: {1, shell.pid},
+                exhausted=lambda: self._end_life(DeathCause.OUT_OF_MEMORY, _OVER_AND_OVER),
+            )
+            self._watchdog.start()
+        self._gauge = CommandGauge(self.cgroup, self._watchdog)
+
+    def _files_in_memory(self) -> int:
+        return sum(_written_bytes(self._fds[name]) for name in ("disk", "shm") if name in self._fds)
 
 
 def _read_state(source: Path) -> dict[str, str]:
@@ -757,6 +784,11 @@ def _memory_file(data: bytes) -> int:
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def _written_bytes(fd: int) -> int:
+    status = os.fstatvfs(fd)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 async def _until_readable(fd: int) -> None:

@@ -97,22 +97,6 @@ class ProcessTree:
         finally:
             self.kill(stopped, signal.SIGCONT)
 
-    def resident_bytes(self) -> int:
-        """The summed resident memory of all processes (shared pages count in each)."""
-        pages = sum(self._resident_pages(pid) for pid in self._all())
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    def kill_largest(self, spared: Set[int]) -> None:
-        sizes = {pid: self._resident_pages(pid) for pid in self._all() if pid not in spared}
-        if sizes:
-            self.kill([max(sizes, key=lambda pid: sizes[pid])])
-
-    def _resident_pages(self, pid: int) -> int:
-        try:
-            return int(self._read(f"{pid}/statm").split()[1])
-        except (OSError, IndexError, ValueError):
-            return 0
-
     def _all(self) -> list[int]:
         return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
 

@@ -81,6 +81,8 @@ def _notes(result: ExecResult, timeout_s: float) -> list[str]:
         notes.append(f"[output was cut{where}]")
     if result.exit_code is None and not (result.timed_out or result.flooded):
         notes.append("[ended without an exit code]")
+    if result.memory_kills:
+        notes.append("[a process was killed at the memory limit of this computer]")
     if result.exit_code:
         notes.append(f"[exit code {result.exit_code}]")
     if result.shell_restarted:
@@ -100,4 +102,5 @@ def _meter(result: ExecResult) -> CommandMeter:
         memory_peak_bytes=result.memory_peak_bytes,
         cpu_s=result.cpu_s,
         throttled_s=result.throttled_s,
+        memory_kills=result.memory_kills,
     )
