@@ -17,16 +17,9 @@ from hypothesis import strategies as st
 
 from sandlot.core.errors import SandboxError
 from sandlot.core.types import EgressRecord
-from sandlot.sandbox import egress
-from sandlot.sandbox.egress import (
-    EgressProxy,
-    NotTls,
-    ProxyLimits,
-    address_refusal,
-    dial_address,
-    host_matches,
-    read_client_hello,
-)
+from sandlot.sandbox.egress import EgressProxy, ProxyLimits
+from sandlot.sandbox.egress_names import Resolve, address_refusal, dial_address, host_matches
+from sandlot.sandbox.egress_tls import NotTls, read_client_hello
 from sandlot.sandbox.policy import Network, NetworkMode
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -97,7 +90,7 @@ async def world(
     *,
     serve: Serve = greet,
     packages: frozenset[str] = frozenset(),
-    resolve: egress.Resolve | None = None,
+    resolve: Resolve | None = None,
     limits: ProxyLimits | None = None,
     token: str | None = None,
 ) -> AsyncIterator[World]:

@@ -26,7 +26,7 @@ CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 Run = Callable[[Sequence[str]], str]
 """Runs a program and returns what it printed; empty where it is missing or failed."""
 
-_CA_VARIABLES = (
+CA_VARIABLES = (
     "SSL_CERT_FILE",
     "REQUESTS_CA_BUNDLE",
     "PIP_CERT",
@@ -102,7 +102,7 @@ def read_host(
         _NPMRC: _npm_file(npm, CA_BUNDLE if bundle else None),
         _APT_CHECKS: apt_settings(False, apt_checks),
     }
-    environment = dict.fromkeys(_CA_VARIABLES, CA_BUNDLE) if bundle else {}
+    environment = dict.fromkeys(CA_VARIABLES, CA_BUNDLE) if bundle else {}
     environment |= uv | ({"NPM_CONFIG_GLOBALCONFIG": _NPMRC} if files[_NPMRC] else {})
     return HostConfig(
         files={path: content for path, content in files.items() if content},
@@ -195,7 +195,7 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END
 
 def _read_bundle(host: _Host) -> bytes:
     """The certificates (and nothing else) of the bundles that this machine's clients use."""
-    named = [host.path(host.env[name]) for name in _CA_VARIABLES if host.env.get(name)]
+    named = [host.path(host.env[name]) for name in CA_VARIABLES if host.env.get(name)]
     default = next((path for path in map(host.path, _CA_PLACES) if path.is_file()), None)
     paths = dict.fromkeys(path for path in [default, *named] if path is not None)
     found = (match for path in paths for match in _CERTIFICATE.findall(host.read(path)))
