@@ -678,20 +678,17 @@ class _Inner:
         assert shell is not None
         assert tree is not None
         if memory_bytes is not None and not _has(self.cgroup, "memory"):
-            self._fds["shm"] = os.open("dev/shm", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
+            shm = self._fds["shm"] = os.open("dev/shm", os.O_PATH | os.O_CLOEXEC, dir_fd=root)
             self._watchdog = MemoryWatchdog(
                 root,
                 tree,
                 memory_bytes,
-                files_bytes=self._files_in_memory,
+                files_bytes=lambda: _written_bytes(shm),  # the rest has the disk limit
                 spared=lambda: {1, shell.pid},
                 exhausted=lambda: self._end_life(DeathCause.OUT_OF_MEMORY, _OVER_AND_OVER),
             )
             self._watchdog.start()
         self._gauge = CommandGauge(self.cgroup, self._watchdog)
-
-    def _files_in_memory(self) -> int:
-        return sum(_written_bytes(self._fds[name]) for name in ("disk", "shm") if name in self._fds)
 
 
 def _read_state(source: Path) -> dict[str, str]:
