@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, ImageError, InputError, unknown_name
-from sandlot.core.events import Event, EventSink, RolloutStopped
+from sandlot.core.events import Event, EventSink, RolloutStopped, SandboxStarted
 from sandlot.core.redact import Redactor, secret_values
 from sandlot.core.store import Recorder, RunDirectory, slugify
 from sandlot.core.types import Message, StopReason, Task, Trajectory, Usage
@@ -267,6 +267,13 @@ async def execute(
         async def spare() -> StartedSandbox:
             return (await open_computer(settings, prepared.policy, environ, watch.note))[0]
 
+        def record_walls(event: Event) -> None:
+            """How each promise is kept is known once the sandbox runs."""
+            if isinstance(event, SandboxStarted):
+                walls = {"backend": event.backend, "promises": list(event.enforcement)}
+                directory.with_manifest(redactor.value(manifest | {"sandbox": walls}))
+
+        watch = replace(watch, sinks=(record_walls, *watch.sinks))
         with Recorder(directory.trajectory_path, redactor=redactor, clock=clock) as recorder:
             trajectory = await _roll(job, prepared, watch, directory, recorder, box, spare)
     finally:

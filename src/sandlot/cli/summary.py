@@ -55,6 +55,8 @@ def summary_lines(result: RunResult, output: Path | None) -> Iterator[str]:
         yield f"refused: {refused.host} ({refused.reason}){remedy}"
     if len(result.refused) > 20:
         yield f"refused: … and {len(result.refused) - 20:,} more hosts"
+    for line in _unenforced(result):
+        yield f"not enforced: {line}"
     yield f"used: {_used(result)}"
     yield f"run: {result.directory}"
     yield from _next_steps(result)
@@ -80,9 +82,22 @@ def _used(result: RunResult) -> str:
     parts = [f"{turns} turn{'' if turns == 1 else 's'}", *_tokens(result.usage)]
     if result.cost_usd is not None:
         parts.append(f"${result.cost_usd:.4f}")
+    meter = result.trajectory.meter
+    if meter is not None and meter.cpu_s is not None:
+        parts.append(f"{meter.cpu_s:.1f} s of CPU inside")
+    if meter is not None and meter.memory_peak_bytes is not None:
+        parts.append(f"{meter.memory_peak_bytes / 2**20:,.0f} MiB at most")
     if result.trajectory.duration_s is not None:
         parts.append(f"{result.trajectory.duration_s:.1f} s")
     return ", ".join(parts)
+
+
+def _unenforced(result: RunResult) -> Iterator[str]:
+    """The promises of the policy that did not hold for this run, in every report of it."""
+    for row in result.trajectory.enforcement:
+        if not row.get("holds"):
+            accepted = ", accepted" if row.get("accepted") else ""
+            yield f"{row.get('promise')} ({row.get('means')}{accepted})"
 
 
 def _tokens(usage: Usage) -> list[str]:
@@ -116,5 +131,10 @@ def as_object(result: RunResult, output: Path | None) -> dict[str, Any]:
         "turns": len(result.trajectory.turns),
         "usage": to_json(result.usage),
         "duration_s": result.trajectory.duration_s,
+        "sandbox": {
+            "backend": result.trajectory.backend,
+            "promises": list(result.trajectory.enforcement),
+            "meter": to_json(result.trajectory.meter),
+        },
         "refused": [to_json(refused) for refused in result.refused],
     }
