@@ -1,4 +1,4 @@
-"""Real sandboxes for the tests of this folder."""
+"""Real sandboxes for the attacks: every test here runs on each backend that this machine has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from sandbox.backends import proved_maker
 from sandlot.sandbox.contract import MakeSandbox
 
 
-@pytest.fixture(scope="session")
-def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> MakeSandbox:
+@pytest.fixture(scope="session", params=["bubblewrap"])
+def make_box(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> MakeSandbox:
     return proved_maker(tmp_path_factory.mktemp("state"))

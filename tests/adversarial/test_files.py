@@ -56,11 +56,11 @@ HOST_PATHS = {
 
 
 @pytest.mark.parametrize("where", HOST_PATHS.values(), ids=HOST_PATHS.keys())
-async def test_no_path_inside_shows_a_file_of_the_host(where: str, bubblewrap: MakeSandbox) -> None:
+async def test_no_path_inside_shows_a_file_of_the_host(where: str, make_box: MakeSandbox) -> None:
     with canary() as path:
         paths = where.format(canary=path, home=Path.home() / ".bash_history")
         secret = path.read_text()
-        async with opened(bubblewrap, tiny_policy()) as box:
+        async with opened(make_box, tiny_policy()) as box:
             loop = (
                 f'for f in {paths}; do [ -f "$f" ] && timeout 1 head -c 4096 "$f"; done 2>/dev/null'
             )
@@ -68,26 +68,26 @@ async def test_no_path_inside_shows_a_file_of_the_host(where: str, bubblewrap: M
         untouched(path)
 
 
-async def test_the_mount_table_names_no_folder_of_the_user(bubblewrap: MakeSandbox) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+async def test_the_mount_table_names_no_folder_of_the_user(make_box: MakeSandbox) -> None:
+    async with opened(make_box, tiny_policy()) as box:
         found = (await box.exec("cat /proc/self/mountinfo /proc/1/mountinfo /proc/mounts")).stdout
     assert str(Path.home() / "Documents") not in found
     assert " /host" not in found
 
 
-async def test_hard_links_to_files_outside_the_layer_are_refused(bubblewrap: MakeSandbox) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+async def test_hard_links_to_files_outside_the_layer_are_refused(make_box: MakeSandbox) -> None:
+    async with opened(make_box, tiny_policy()) as box:
         result = await box.exec(
             "ln /proc/1/exe exe; ln /proc/self/environ env; ln /dev/null null; ls"
         )
         assert result.stdout == ""
 
 
-async def test_a_read_only_mount_stays_read_only(bubblewrap: MakeSandbox) -> None:
+async def test_a_read_only_mount_stays_read_only(make_box: MakeSandbox) -> None:
     with canary() as path:
         policy = small_policy()
         policy = Policy(policy.limits, policy.network, (Mount(str(path.parent), "/mnt/in"),))
-        async with opened(bubblewrap, policy) as box:
+        async with opened(make_box, policy) as box:
             assert (await box.read_file(f"/mnt/in/{path.name}")).decode() == path.read_text()
             await box.exec(
                 f"echo bad > /mnt/in/{path.name}; touch /mnt/in/new; rm -rf /mnt/in/*; "
@@ -101,13 +101,13 @@ async def test_a_read_only_mount_stays_read_only(bubblewrap: MakeSandbox) -> Non
 
 
 async def test_a_link_inside_a_writable_mount_does_not_lead_the_api_out(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     with canary() as path:
         tmp_path.chmod(0o777)
         policy = small_policy()
         policy = Policy(policy.limits, policy.network, (Mount(str(tmp_path), "/mnt/rw", True),))
-        async with opened(bubblewrap, policy) as box:
+        async with opened(make_box, policy) as box:
             await box.exec(f"ln -s {path} /mnt/rw/out; ln -s ../{path.parent.name} /mnt/rw/up")
             await no_canary(box.read_file("/mnt/rw/out"), "a link in a mount")
             await no_canary(box.read_file(f"/mnt/rw/up/{path.name}"), "a link in a mount")
@@ -124,9 +124,9 @@ async def test_a_link_inside_a_writable_mount_does_not_lead_the_api_out(
                                   "/proc/self/pagemap", "/proc/sysrq-trigger", "/dev/stdin",
                                   "/proc/self/fd/0", "/proc/self/attr/current"])  # fmt: skip
 async def test_odd_files_of_the_kernel_answer_or_are_refused_at_once(
-    path: str, bubblewrap: MakeSandbox
+    path: str, make_box: MakeSandbox
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         with contextlib.suppress(SandboxFileError):
             found = await asyncio.wait_for(box.read_file(path, limit_bytes=MIB), 5)
             assert len(found) <= MIB
@@ -136,8 +136,8 @@ async def test_odd_files_of_the_kernel_answer_or_are_refused_at_once(
         assert await box.read_file("after") == b"1"
 
 
-async def test_a_file_that_grows_while_it_is_read_is_bounded(bubblewrap: MakeSandbox) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+async def test_a_file_that_grows_while_it_is_read_is_bounded(make_box: MakeSandbox) -> None:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec("(timeout 8 yes > grows) >/dev/null 2>&1 &")
         for _ in range(10):
             with contextlib.suppress(SandboxFileError):
@@ -145,18 +145,18 @@ async def test_a_file_that_grows_while_it_is_read_is_bounded(bubblewrap: MakeSan
                 assert len(found) <= 4096
 
 
-async def test_a_file_that_shrinks_while_it_is_read_is_no_crash(bubblewrap: MakeSandbox) -> None:
+async def test_a_file_that_shrinks_while_it_is_read_is_no_crash(make_box: MakeSandbox) -> None:
     flip = "(while :; do truncate -s 5M f; truncate -s 0 f; done) >/dev/null 2>&1 &"
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec(flip)
         for _ in range(20):
             with contextlib.suppress(SandboxFileError):
                 assert len(await asyncio.wait_for(box.read_file("f"), 5)) <= 5 * MIB
 
 
-async def test_a_file_that_turns_into_a_fifo_never_hangs(bubblewrap: MakeSandbox) -> None:
+async def test_a_file_that_turns_into_a_fifo_never_hangs(make_box: MakeSandbox) -> None:
     flip = "(while :; do rm -f f; mkfifo f; rm -f f; echo x > f; done) >/dev/null 2>&1 &"
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec(flip)
         for number in range(40):
             with contextlib.suppress(SandboxFileError):
@@ -167,11 +167,11 @@ async def test_a_file_that_turns_into_a_fifo_never_hangs(bubblewrap: MakeSandbox
 
 
 async def test_a_folder_that_changes_while_it_is_collected_stays_bounded(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     loop = "while :; do touch a b c; mkdir -p d/e; rm -rf d a; done"
     churn = f"mkdir out; (cd out; {loop}) >/dev/null 2>&1 &"
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec(churn)
         for number in range(10):
             into = tmp_path / str(number)
@@ -181,9 +181,9 @@ async def test_a_folder_that_changes_while_it_is_collected_stays_bounded(
 
 
 async def test_a_folder_that_holds_ten_thousand_names_is_collected_to_its_limit(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec("mkdir out; cd out; seq 10000 | xargs touch", 15)
         collected, skipped = await asyncio.wait_for(box.collect(["out"], tmp_path), 20)
     assert len(collected) <= 500
@@ -191,10 +191,10 @@ async def test_a_folder_that_holds_ten_thousand_names_is_collected_to_its_limit(
 
 
 async def test_a_planted_name_in_the_target_folder_is_not_followed(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     """A second collect into the same folder meets what the first one brought."""
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec("mkdir -p one/a two; echo 1 > one/a/f; echo 2 > two/a")
         await box.collect(["one"], tmp_path)
         with contextlib.suppress(InputError, SandboxFileError):
@@ -203,9 +203,9 @@ async def test_a_planted_name_in_the_target_folder_is_not_followed(
 
 
 async def test_a_saved_output_replaced_by_a_fifo_or_a_folder_does_not_hang(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         first = (await box.exec("seq 50000")).stdout_file
         assert first is not None
         folder = os.path.dirname(first)
@@ -218,21 +218,21 @@ async def test_a_saved_output_replaced_by_a_fifo_or_a_folder_does_not_hang(
 
 
 async def test_image_files_changed_inside_stay_as_they_were_for_others(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         before = await box.read_file("/etc/passwd")
         await box.exec("echo evil::0:0::/:/bin/sh >> /etc/passwd; rm -rf /etc/skel /usr/bin/yes")
     assert b"evil" not in Path("/etc/passwd").read_bytes()
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         assert await box.read_file("/etc/passwd") == before
         assert (await box.exec("command -v yes")).exit_code == 0
 
 
 async def test_set_uid_files_and_device_nodes_never_land_on_the_host(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec("mkdir out; cp /bin/sh out/sh; chmod 6755 out/sh; mknod out/disk b 8 0")
         collected, _ = await box.collect(["out"], tmp_path)
     assert [file.path for file in collected] == ["sh"]
@@ -278,12 +278,12 @@ def _tar(*members: tarfile.TarInfo) -> bytes:
     ["a member below a link", "an absolute name", "a climbing name", "a hard link to the host"],
 )
 async def test_a_hostile_state_file_never_writes_the_host(
-    kind: str, bubblewrap: MakeSandbox, tmp_path: Path
+    kind: str, make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     with canary() as path:
         state = tmp_path / "state"
         state.write_bytes(_hostile_archives(path)[kind])
-        async with opened(bubblewrap, tiny_policy()) as box:
+        async with opened(make_box, tiny_policy()) as box:
             with contextlib.suppress(SandboxError, InputError, RecordError):
                 await asyncio.wait_for(box.restore(state), 15)
             with contextlib.suppress(SandboxDied):
@@ -293,10 +293,10 @@ async def test_a_hostile_state_file_never_writes_the_host(
 
 
 async def test_state_of_hostile_files_is_saved_without_touching_the_host(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     with canary() as path:
-        async with opened(bubblewrap, tiny_policy()) as box:
+        async with opened(make_box, tiny_policy()) as box:
             await box.exec(
                 f"ln -s {path} l; ln -s {path.parent} d; mkfifo p; mkdir -p x/{'y/' * 40}; "
                 "touch $'new\\nline' $'bad\\xff'; truncate -s 1G sparse; export LONG=$(seq 9999)"

@@ -10,27 +10,26 @@ from pathlib import Path
 import pytest
 
 from sandlot.core.errors import PolicyNotEnforceable, SandboxDied, SandlotError
-from sandlot.sandbox.bubblewrap import _refuse_unenforced
 from sandlot.sandbox.contract import MakeSandbox, opened, small_policy
-from sandlot.sandbox.policy import Enforcement, Policy
+from sandlot.sandbox.policy import Enforcement, Policy, settle_enforcement
 
 sandboxed = pytest.mark.sandbox
 
 
 def test_a_limit_that_was_asked_for_and_cannot_be_kept_is_refused_by_name() -> None:
     rows = [Enforcement("memory", "watchdog", holds=False), Enforcement("disk", "tmpfs", True)]
-    _refuse_unenforced(Policy(), rows)
-    _refuse_unenforced(Policy(asked=frozenset({"disk_bytes"})), rows)
+    settle_enforcement(Policy(), rows)
+    settle_enforcement(Policy(asked=frozenset({"disk_bytes"})), rows)
     with pytest.raises(PolicyNotEnforceable, match="memory"):
-        _refuse_unenforced(Policy(asked=frozenset({"memory_bytes"})), rows)
+        settle_enforcement(Policy(asked=frozenset({"memory_bytes"})), rows)
 
 
 @sandboxed
 async def test_a_full_command_pipe_ends_its_sandbox_and_not_the_event_loop(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
     """A blocking write there once stopped every sandbox of the harness for ever."""
-    async with opened(bubblewrap, small_policy()) as box, opened(bubblewrap) as neighbour:
+    async with opened(make_box, small_policy()) as box, opened(make_box) as neighbour:
         await box.exec(
             "exec 2>/dev/null; p=$$; (exec 9>/proc/$p/fd/0; sleep 0.2; echo sleep 30 >&9; "
             "head -c 300000 /dev/zero | tr '\\0' '#' >&9) & "
@@ -47,9 +46,9 @@ async def test_a_full_command_pipe_ends_its_sandbox_and_not_the_event_loop(
 
 @sandboxed
 async def test_a_flood_of_the_status_pipe_neither_wedges_nor_starves(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
-    async with opened(bubblewrap) as box:
+    async with opened(make_box) as box:
         await box.exec("yes forged 0 >/run/sandlot/status &")
         began = asyncio.get_running_loop().time()
         try:
@@ -61,27 +60,27 @@ async def test_a_flood_of_the_status_pipe_neither_wedges_nor_starves(
 
 @sandboxed
 async def test_a_kept_layer_cannot_lead_a_mount_point_to_the_host(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     """bubblewrap follows links on the way to a mount point, and the host lies at /oldroot."""
     prey = tmp_path / "prey"
     prey.mkdir(mode=0o777)
     prey.chmod(0o777)
-    async with opened(bubblewrap) as box:
+    async with opened(make_box) as box:
         await box.snapshot(tmp_path / "kept")
     forged = _with_link(tmp_path / "kept", "./root/upper/run", f"/oldroot{prey}")
-    async with opened(bubblewrap) as box:
+    async with opened(make_box) as box:
         with pytest.raises(SandlotError):
             await box.restore(forged)
     assert not list(prey.iterdir())
 
 
 @sandboxed
-async def test_a_folder_named_work_is_kept(bubblewrap: MakeSandbox, tmp_path: Path) -> None:
-    async with opened(bubblewrap) as box:
+async def test_a_folder_named_work_is_kept(make_box: MakeSandbox, tmp_path: Path) -> None:
+    async with opened(make_box) as box:
         await box.exec("mkdir -p work/deep && echo kept >work/deep/file")
         await box.snapshot(tmp_path / "kept")
-    async with opened(bubblewrap) as box:
+    async with opened(make_box) as box:
         await box.restore(tmp_path / "kept")
         assert await box.read_file("/testbed/work/deep/file") == b"kept\n"
 
@@ -107,10 +106,10 @@ def _with_link(source: Path, name: str, target: str) -> Path:
 
 @sandboxed
 async def test_variables_too_large_to_be_kept_are_refused_and_not_cut(
-    bubblewrap: MakeSandbox, tmp_path: Path
+    make_box: MakeSandbox, tmp_path: Path
 ) -> None:
     """A cut list of exports would be run as a script at the restore."""
-    async with opened(bubblewrap) as box:
+    async with opened(make_box) as box:
         await box.exec(
             "for i in {1..40}; do export BIG$i=$(head -c 30000 /dev/zero | tr '\\0' x); done"
         )

@@ -28,14 +28,14 @@ async def echoes(box: Sandbox, word: str) -> None:
 
 
 async def test_a_storm_of_renames_does_not_keep_a_climbing_link_from_being_read(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
     storm = (
         "for k in 1 2 3 4; do (: > /dev/shm/a$k; while :; do mv /dev/shm/a$k /dev/shm/b$k; "
         "mv /dev/shm/b$k /dev/shm/a$k; done) >/dev/null 2>&1 & done"
     )
     link = 'mkdir d; echo kept > f; ln -s "$(for i in {1..300}; do printf d/../; done)f" climbing'
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         await box.exec(link)
         await box.exec(storm)
         for _ in range(5):
@@ -45,9 +45,9 @@ async def test_a_storm_of_renames_does_not_keep_a_climbing_link_from_being_read(
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.002, 0.005, 0.01, 0.02])
 async def test_a_cancelled_command_leaves_the_next_one_its_own_output(
-    delay_s: float, bubblewrap: MakeSandbox
+    delay_s: float, make_box: MakeSandbox
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         for number in range(5):
             call = asyncio.ensure_future(box.exec("trap '' INT; echo lost; yes | head -c 3000"))
             await asyncio.sleep(delay_s)
@@ -56,20 +56,20 @@ async def test_a_cancelled_command_leaves_the_next_one_its_own_output(
             await echoes(box, f"own{number}")
 
 
-async def test_descriptors_of_a_closed_sandbox_are_given_back(bubblewrap: MakeSandbox) -> None:
-    async with opened(bubblewrap, tiny_policy()) as keeper:
+async def test_descriptors_of_a_closed_sandbox_are_given_back(make_box: MakeSandbox) -> None:
+    async with opened(make_box, tiny_policy()) as keeper:
         await echoes(keeper, "up")
         before = len(os.listdir("/proc/self/fd"))
-        async with opened(bubblewrap, tiny_policy()) as box:
+        async with opened(make_box, tiny_policy()) as box:
             for _ in range(10):
                 await box.exec("sleep 100 &")
         assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_the_first_process_killed_from_outside_is_a_typed_death(
-    bubblewrap: MakeSandbox,
+    make_box: MakeSandbox,
 ) -> None:
-    async with opened(bubblewrap, tiny_policy()) as box:
+    async with opened(make_box, tiny_policy()) as box:
         call = asyncio.ensure_future(box.exec("kill -STOP $$; sleep 60", 30))
         await asyncio.sleep(0.2)
         os.kill(box._inner._fds["init_pid"], signal.SIGKILL)  # type: ignore[attr-defined]
