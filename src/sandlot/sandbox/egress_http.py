@@ -19,6 +19,7 @@ from sandlot.sandbox.egress_verdict import malformed
 
 _SMALL_BUFFER, _LARGE_BUFFER = 16 * 1024, 128 * 1024
 _NO_BODY = (204, 304)
+_Event = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 _ABSOLUTE = re.compile(r"http://([^/?#\\]*)([/?][^#]*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(r"([^:\[\]@]+|\[[^\[\]]*\])(?::(\d{1,5}))?")
 
@@ -207,11 +208,15 @@ async def _copy_events(source: Peer, sink: Peer, idle_s: float) -> bytes:
     """Copy a body in chunks, framed anew; trailers are dropped."""
     while True:
         async with asyncio.timeout(idle_s):
-            event = await source.next_event()
-            if not isinstance(event, h11.Data):
+            event: _Event = await source.next_event()
+            data = []
+            while isinstance(event, h11.Data):  # small chunks that came together go on as one
+                data.append(event.data)
+                event = source.http.next_event()
+            await sink.send(h11.Data(data=b"".join(data)))
+            if event is not h11.NEED_DATA:
                 await sink.send(h11.EndOfMessage())
                 return source.http.trailing_data[0]
-            await sink.send(h11.Data(data=event.data))
         await asyncio.sleep(0)
 
 
