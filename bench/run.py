@@ -23,6 +23,7 @@ import proxy_rows
 import sandbox_rows
 import table
 import turn_rows
+import wall_rows
 from computer import find_place
 from floor import prepare
 from measure import Row, load, machine
@@ -43,6 +44,8 @@ def rows(work: Path, n: int, density: int, install: bool) -> dict[str, Measure]:
         "turns": lambda: turn_rows.turns(place, work, n),
         "command-line": lambda: process_rows.command_line(n),
         "proxy": lambda: proxy_rows.proxy(n),
+        "walls": lambda: wall_rows.overhead(place, n),
+        "states": lambda: wall_rows.states(place, n),
     }
     if install:
         found["install"] = lambda: process_rows.installed_size(work)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x40000, 2, 4
-PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG = 36, 1
+PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE = 36, 4
 SYS_OPENAT2 = 437
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
 KERNEL_FILE_SYSTEMS = (0x9FA0, 0x62656572, 0x63677270, 0x27E0EB)  # proc, sysfs, cgroup v2 and v1
@@ -227,6 +227,8 @@ def nest_user_namespace() -> None:
 
     The map is written by the parent, which ends then; the child goes on.
     """
+    # A change of the real user closes /proc/PID to everybody but root; the map is written there.
+    libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     ready_r, ready_w = os.pipe()
     done_r, done_w = os.pipe()
     pid = os.fork()
