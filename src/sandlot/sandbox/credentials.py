@@ -10,6 +10,7 @@ the host lets it do.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import ssl
 from collections.abc import Sequence
@@ -71,6 +72,15 @@ class CredentialWall:
         self._authority = CertificateAuthority([item.host for item in credentials], now)
         self._contexts: dict[str, ssl.SSLContext] = {}
         self.upstream = upstream
+
+    @property
+    def name(self) -> str:
+        """A word of its own for this wall, fit for a file's name."""
+        return hashlib.sha256(self.ca_pem).hexdigest()[:16]
+
+    def trust(self, machine_bundle: bytes) -> InsideTrust:
+        """See `inside_files_and_environment`."""
+        return inside_files_and_environment(self.ca_pem, machine_bundle)
 
     @property
     def ca_pem(self) -> bytes:

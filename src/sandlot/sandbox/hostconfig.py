@@ -61,6 +61,11 @@ class HostConfig:
     apt_checks: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    @property
+    def ca_bundle(self) -> bytes:
+        """The certificates (PEM) that this machine's clients trust; empty where none were found."""
+        return self.files.get(CA_BUNDLE, b"")
+
 
 def proxy_environment(port: int) -> dict[str, str]:
     """Variables that send clients inside to the egress proxy on their own loopback."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from sandlot.sandbox.host import BubblewrapHost
 from sandlot.sandbox.hostconfig import HostConfig, apt_settings
 
 if TYPE_CHECKING:
+    from sandlot.sandbox.bubblewrap import RootFilesystem
     from sandlot.sandbox.images import HostImage
 
 
@@ -23,6 +26,24 @@ def config_layer(host: BubblewrapHost, config: HostConfig, below: str) -> Path:
     files["/etc/hosts"] = b"127.0.0.1 localhost sandlot\n::1 localhost\n"
     files["/etc/resolv.conf"] = b""
     files["/etc/hostname"] = b"sandlot\n"
+    return _write_layer(host, layer, files, below)
+
+
+def trusting_root(
+    host: BubblewrapHost, root: RootFilesystem, name: str, files: Mapping[str, bytes]
+) -> tuple[RootFilesystem, Path]:
+    """The root with files of one sandbox on top, and the layer that holds them."""
+    layer = host.lease_dir / name
+    below = "etc" if "/etc" in root.overlays else ""
+    if not layer.exists():
+        _write_layer(host, layer, files, below)
+    if below:
+        overlays = {**root.overlays, "/etc": (*root.overlays["/etc"], layer)}
+        return replace(root, overlays=overlays), layer
+    return replace(root, lowers=(*root.lowers, layer)), layer
+
+
+def _write_layer(host: BubblewrapHost, layer: Path, files: Mapping[str, bytes], below: str) -> Path:
     prefix = f"/{below}/" if below else "/"
     made = layer.with_name(layer.name + ".partial")
     made.mkdir(mode=0o755)

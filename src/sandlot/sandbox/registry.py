@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from sandlot.sandbox.policy import NetworkMode, Policy
 
 if TYPE_CHECKING:
     from sandlot.sandbox.bubblewrap import MakeEgress, RootFilesystem
+    from sandlot.sandbox.credentials import CredentialWall
     from sandlot.sandbox.hostconfig import HostConfig
 
 Progress = Callable[[str], None]
@@ -129,6 +132,7 @@ async def _open_bubblewrap(
     state.mkdir(parents=True, exist_ok=True)
     shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
     config = await shared.prepare(runtime, environ)
+    wall = credential_wall(policy, config)
     roots = _Roots(image, cache, config, progress)
     await roots.prepare()
 
@@ -137,34 +141,65 @@ async def _open_bubblewrap(
             root = shared.roots.get((image, cache))
             if root is None:
                 root = shared.roots[image, cache] = await roots.root_for(host)
-            return root
+            return root if wall is None else _trusting(host, root, wall, config)
 
     return BubblewrapSandbox(
         policy,
         host=lambda: shared.acquire(runtime),
         release=shared.release,
         root=root_for,
-        make_egress=_egress_maker(policy, config),
-        environment=_network_environment(policy, config),
+        make_egress=_egress_maker(policy, config, wall),
+        environment=_network_environment(policy, config, wall),
         spool_dir=state,
     )
 
 
-def _egress_maker(policy: Policy, config: HostConfig) -> MakeEgress | None:
+def credential_wall(policy: Policy, config: HostConfig) -> CredentialWall | None:
+    """What keeps the credentials of one sandbox (and of its forks); None where it has none.
+
+    Raises:
+        MissingExtra: there are some, and the library for certificates is not installed.
+    """
+    if not policy.network.credentials:
+        return None
+    from sandlot.sandbox.credentials import CredentialWall, upstream_context
+
+    upstream = upstream_context(config.ca_bundle)
+    return CredentialWall(policy.network.credentials, datetime.now(UTC), upstream)
+
+
+def _trusting(
+    host: BubblewrapHost, root: RootFilesystem, wall: CredentialWall, config: HostConfig
+) -> RootFilesystem:
+    """The root with the wall's authority among those that are trusted, while the wall lives."""
+    from sandlot.sandbox.layers import trusting_root
+
+    files = wall.trust(config.ca_bundle).files
+    made, layer = trusting_root(host, root, f"trust-{wall.name}", files)
+    weakref.finalize(wall, shutil.rmtree, layer, ignore_errors=True)
+    return made
+
+
+def _egress_maker(
+    policy: Policy, config: HostConfig, wall: CredentialWall | None
+) -> MakeEgress | None:
     if policy.network.mode is NetworkMode.NONE:
         return None
     from sandlot.sandbox.egress import EgressProxy
 
-    return lambda listener: EgressProxy(listener, policy.network, config.package_hosts)
+    return lambda listener: EgressProxy(listener, policy.network, config.package_hosts, wall=wall)
 
 
-def _network_environment(policy: Policy, config: HostConfig) -> dict[str, str]:
+def _network_environment(
+    policy: Policy, config: HostConfig, wall: CredentialWall | None
+) -> dict[str, str]:
     from sandlot.sandbox.hostconfig import proxy_environment
     from sandlot.sandbox.launcher import PROXY_PORT
 
     if policy.network.mode is NetworkMode.NONE:
         return dict(config.environment)
-    return {**config.environment, **proxy_environment(PROXY_PORT)}
+    trust = wall.trust(config.ca_bundle).environment if wall else {}
+    return {**config.environment, **trust, **proxy_environment(PROXY_PORT)}
 
 
 class _Roots:
