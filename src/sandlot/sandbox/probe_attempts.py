@@ -46,12 +46,14 @@ class Bench:
 
     `owner` is the argv of a process that reads an order (JSON) on its standard input, starts a
     sandbox of the backend, runs `sleep MARKER` in it, prints `ready` and waits; see `probe_owner`.
+    What it leaves has `patience_s` to go by itself, and twice that once reaping was asked for.
     """
 
     folder: Path
     backend: str
     setup: Setup
     owner: tuple[str, ...] = ()
+    patience_s: float = 5.0
 
 
 Body = Callable[[Sandbox, Bench], Awaitable[Seen]]
@@ -188,8 +190,9 @@ async def memory(box: Sandbox, _: Bench) -> Seen:
         return Seen(False, f"{asked}: the sandbox died, not told apart ({death})")
     if result.stdout.strip() == "0":
         return Seen(False, f"{asked}: were held")
-    status = result.stdout.strip() or result.exit_code
-    return await _afterwards(box, True, f"{asked}: the command ended with status {status}")
+    # Where the shell itself was killed it prints nothing, and its own status tells.
+    status = int(result.stdout.strip() or result.exit_code or 0)
+    return await _afterwards(box, status != 0, f"{asked}: the command ended with status {status}")
 
 
 async def cpus(box: Sandbox, _: Bench) -> Seen:

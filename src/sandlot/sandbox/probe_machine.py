@@ -105,6 +105,10 @@ def _cgroups() -> Part:
     return Part("control groups", True, found)
 
 
+def has_control_groups() -> bool:
+    return _cgroups().ok
+
+
 def landlock_abi() -> int:
     """The version of Landlock that this kernel offers; 0 for none."""
     libc = ctypes.CDLL(None, use_errno=True)

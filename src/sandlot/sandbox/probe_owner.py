@@ -22,7 +22,7 @@ from sandlot.sandbox.host import Lease
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 
 OWNER = (sys.executable, "-c", "from sandlot.sandbox.probe_owner import main; main()")
-_READY_S, _SEEN_S, _GONE_S, _REAPED_S = 30.0, 2.0, 5.0, 10.0
+_READY_S, _SEEN_S = 30.0, 2.0
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ async def killed_owner(_: Sandbox, bench: Bench) -> Seen:
         failure = await _ready(owner, _order(bench, marker))
         if failure:
             return Seen(None, f"the owner could not start a sandbox: {failure}")
-        visible = await _within(_SEEN_S, lambda: bool(running(marker)))
+        visible = await _within(min(_SEEN_S, bench.patience_s), lambda: bool(running(marker)))
         cgroups = [path for lease in _leases(bench, owner.pid) for path in lease.cgroups]
     finally:
         if owner.returncode is None:
@@ -93,12 +93,12 @@ async def _ready(owner: asyncio.subprocess.Process, order: Mapping[str, object])
 
 
 async def _look(bench: Bench, pid: int, marker: str, cgroups: list[str], visible: bool) -> Seen:
-    gone = await _within(_GONE_S, lambda: not running(marker) and not _leases(bench, pid))
+    gone = await _within(bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
     how = "by itself"
     if not gone:
         await registry.reap(bench.setup.state, bench.setup.environ)
         how = "by the reaping of the next start"
-        await _within(_REAPED_S, lambda: not running(marker) and not _leases(bench, pid))
+        await _within(2 * bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
     left = [f"process {found}" for found in running(marker)]
     left += [f"lease {lease.id}" for lease in _leases(bench, pid)]
     left += [f"cgroup {path}" for path in cgroups if os.path.exists(path)]
