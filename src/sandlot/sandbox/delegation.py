@@ -34,13 +34,15 @@ def own_folder(mounts: Path, proc: Path = Path("/proc/self")) -> Path | None:
     return None
 
 
-def delegated_folder(mounts: Path, *, root: bool, systemd: bool) -> Path | None:
+def delegated_folder(
+    mounts: Path, *, root: bool, systemd: bool, proc: Path = Path("/proc/self")
+) -> Path | None:
     """The own group, or its parent if we moved into a leaf before; None where it is not ours.
 
     A group that its user may write to was delegated. Root may write to each, so where systemd
     runs it must be marked (the attribute that `Delegate=yes` sets).
     """
-    own = own_folder(mounts)
+    own = own_folder(mounts, proc)
     if own is None or (own == mounts and not (own / "cgroup.type").exists()):
         return None  # the real top of the tree is nobody's to be delegated
     folder = own.parent if own.name == LEAF else own
