@@ -1,0 +1,1 @@
+"""What the computer buys: paired arms over the same items, their scores and their comparison."""

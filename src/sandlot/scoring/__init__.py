@@ -1,0 +1,1 @@
+"""What an answer is worth: scorers that read every arm alike."""

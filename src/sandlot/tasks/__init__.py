@@ -1,0 +1,1 @@
+"""Task sets as rows of data, and what loads or generates them."""
