@@ -101,7 +101,7 @@ class CredentialWall:
     def server_context(self, host: str) -> ssl.SSLContext:
         """What the proxy needs to be the TLS server of a host; one certificate for each host."""
         if host not in self._contexts:
-            self._contexts[host] = _server_context(*self._authority.issue(host))
+            self._contexts[host] = server_context(*self._authority.issue(host))
         return self._contexts[host]
 
 
@@ -114,7 +114,7 @@ def upstream_context(machine_bundle: bytes = b"") -> ssl.SSLContext:
     return context
 
 
-def _server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+def server_context(chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
