@@ -599,14 +599,25 @@ def op_symlink(root: int, message: Message) -> Answer:
     return {"ok": True}, []
 
 
+listed: dict[str, list[str]] = {}
+
+
 def op_list(root: int, message: Message) -> Answer:
-    """A page of a folder's entries, in the order of the names; `taken` is where to go on."""
-    fd = openat2(root, message["path"], os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
+    """A page of a folder's entries, in the order of the names; `taken` is where to go on.
+
+    The names are kept between the pages: read and sorted for each, a large folder would take hours.
+    """
+    path, offset = message["path"], message.get("offset", 0)
+    fd = openat2(root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
     entries: list[Message] = []
     taken, room = 0, PAGE_BYTES
     try:
-        names = sorted(os.listdir(fd))
-        for name in names[message.get("offset", 0) :]:
+        if offset == 0 or path not in listed:
+            listed.clear()
+            listed[path] = sorted(os.listdir(fd))
+        names = listed[path]
+        while offset + taken < len(names):
+            name = names[offset + taken]
             room -= 6 * len(name) + 80  # the worst that JSON makes of it
             if room < 0 and taken:
                 break
@@ -615,6 +626,8 @@ def op_list(root: int, message: Message) -> Answer:
                 entries.append(describe(name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
             except FileNotFoundError:
                 continue
+        if offset + taken >= len(names):
+            listed.clear()
         return {"entries": entries, "taken": taken, "total": len(names)}, []
     finally:
         os.close(fd)
