@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import random
 import socket
+from contextlib import suppress
 from pathlib import Path
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,6 +131,26 @@ async def test_each_mode_lets_its_names_through(
             assert status(await w.say(get(f"http://{host}/"))) == 403
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        Network(NetworkMode.OPEN, denied_hosts=("*.bad.example", "exact.example")),
+        Network(NetworkMode.ALLOW, ("*.example",), denied_hosts=("*.bad.example", "Exact.example")),
+        Network(NetworkMode.PACKAGES, denied_hosts=("*.bad.example", "exact.example")),
+        Network(NetworkMode.ALLOW, ("*.example",), ("*.example",), ("packages",)),
+    ],
+)
+async def test_denied_hosts_are_refused_whatever_allows_them(network: Network) -> None:
+    packages = frozenset({"a.bad.example", "exact.example"})
+    async with world(network, packages=packages) as w:
+        for request in (connect("a.bad.example"), get("http://EXACT.example./")):
+            answer = await w.say(request)
+            assert status(answer) == 403
+            assert b"is on the list of denied hosts" in answer
+        assert [r.verdict for r in w.records()] == ["denied", "denied"]
+        assert w.dialled == []
+
+
 async def test_a_trailing_dot_does_not_make_another_name() -> None:
     async with world(Network(NetworkMode.ALLOW, ("example.org",))) as w:
         assert status(await w.say(get("http://example.org./", "Connection: close"))) == 200
@@ -152,6 +175,15 @@ async def test_other_ports_are_refused(port: int) -> None:
         "0177.0.0.1",
         "example.0x7f",
         "1.2.3.4.",
+        "017700000001",
+        "127.0.0.1.",
+        "169.254.169.254",
+        "0xa9fea9fe",
+        "2852039166",
+        "0251.0376.0251.0376",
+        "[::ffff:a9fe:a9fe]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
         "[::1]",
         "[::ffff:127.0.0.1]",
         "[fe80::1%25eth0]",
@@ -184,6 +216,13 @@ async def test_addresses_are_refused_in_every_notation(host: str) -> None:
         ("fd12::1", "private address", None),
         ("::ffff:10.0.0.1", "private address", None),
         ("64:ff9b::a00:1", "private address", None),
+        ("64:ff9b::5db8:d822", None, None),
+        ("2002:5db8:d822::1", None, None),
+        ("2606:2800::5efe:5db8:d822", None, None),
+        ("2606:2800::5efe:a00:1", "private address", None),
+        ("2606:2800::200:5efe:a00:1", "private address", None),
+        ("::ffff:100.64.0.1", "private address", None),
+        ("2002:6440:1::", "private address", None),
         ("2002:a00:1::", "private address", None),
         *(
             (address, "forbidden address", "forbidden address")
@@ -209,6 +248,16 @@ async def test_addresses_are_refused_in_every_notation(host: str) -> None:
                 "2001::1",
                 "fe80::1",
                 "fe80::1%1",
+                "2606:2800:220:1:248:1893:25c8:1946%eth0",
+                "fd12::1%eth0",
+                "::ffff:100.100.100.200",
+                "::ffff:0.0.0.0",
+                "64:ff9b::a9fe:a9fe",
+                "2002:a9fe:a9fe::1",
+                "2001:0:a00:1::1",
+                "2606:2800::5efe:7f00:1",
+                "2606:2800::5efe:a9fe:a9fe",
+                "ff02::1%2",
                 "fec0::1",
                 "ff02::1",
                 "fd00:ec2::254",
@@ -258,6 +307,30 @@ async def test_rebinding_name_is_dialled_at_the_address_that_was_checked() -> No
         assert len(answers) == 1
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST.", "a.localhost", "metadata.google.internal", "metadata.goog",
+     "instance-data", "ip6-localhost"],
+)  # fmt: skip
+async def test_local_and_metadata_names_are_refused_without_a_lookup(host: str) -> None:
+    async def never(host: str, port: int) -> list[str]:
+        raise AssertionError("it was looked up")
+
+    async with world(resolve=never) as w:
+        assert status(await w.say(connect(host))) == 403
+        assert [r.verdict for r in w.records()] == ["local name"]
+
+
+async def test_local_name_that_may_be_private_meets_the_rule_for_addresses() -> None:
+    async def loopback(host: str, port: int) -> list[str]:
+        return ["::ffff:127.0.0.1"]
+
+    network = Network(NetworkMode.OPEN, (), ("localhost",))
+    async with world(network, resolve=loopback) as w:
+        assert status(await w.say(connect("localhost"))) == 403
+        assert [r.verdict for r in w.records()] == ["forbidden address"]
+
+
 async def test_name_that_does_not_resolve_is_a_502() -> None:
     async def nowhere(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
@@ -299,6 +372,37 @@ async def test_second_address_is_tried_and_none_answering_is_a_502() -> None:
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: 3\r\n"
         b"Content-Length: 4\r\n\r\nabcd",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: +3\r\n\r\nabc",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: 3,4\r\n\r\nabc",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: 0x3\r\n\r\nabc",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\nContent-Length: -1\r\n\r\nabc",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        b"GET http://example.org/ HTTP/1.1\r\n Folded: first\r\nHost: example.org\r\n\r\n",
+        b"GET http://example.org/\x00a HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        b"GET http://example.org/ HTTP/1.1 x\r\nHost: example.org\r\n\r\n",
+        b"GET  http://example.org/ HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        b"GET http://example.org:80:80/ HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        get("http://example.org/", host="example.org:81"),
+        get("http://example.org/", "X: a\x00b"),
+        get("http://example.org#@other.example/", host="other.example"),
+        get("http://example.org/", host="example.org, other.example"),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        get("ftp://example.org/"),
+        get("//example.org/", host="example.org"),
+        b"CONNECT http://example.org:443/ HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        b"CONNECT example.org:443@other.example HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         get("http://example.org/", host="other.example"),
         get("http://example.org/", "Host: example.org"),
         get("http://example.org/", "Bad Name: x"),
@@ -322,8 +426,162 @@ async def test_ambiguous_or_broken_request_is_refused_and_goes_nowhere(
     request_bytes: bytes,
 ) -> None:
     async with world() as w:
-        assert status(await w.say(request_bytes)) in (400, 403)
+        assert status(await w.say(request_bytes)) in (400, 403, 501)
         assert w.dialled == []
+
+
+@pytest.mark.parametrize(
+    ("framing", "body", "arrives"),
+    [
+        ("Content-Length: 3", b"abc", b"abc"),
+        ("Content-Length: 3\r\nContent-Length: 3", b"abc", b"abc"),
+        (
+            "Transfer-Encoding: chunked",
+            b"3;ext=1\r\nabc\r\n0\r\nX: t\r\n\r\n",
+            b"3\r\nabc\r\n0\r\n\r\n",
+        ),
+        ("Transfer-Encoding: Chunked", b"03\r\nabc\r\n0\r\n\r\n", b"3\r\nabc\r\n0\r\n\r\n"),
+    ],
+)
+async def test_body_arrives_in_one_plain_framing_and_what_follows_is_judged(
+    framing: str, body: bytes, arrives: bytes
+) -> None:
+    """Extensions, trailers and repeated lengths are where two readers come to differ."""
+    seen: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n") + await reader.readexactly(len(arrives)))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        seen.append(await reader.read())
+
+    async with world(Network(NetworkMode.ALLOW, ("a.example",)), serve=note) as w:
+        head = f"POST http://a.example/ HTTP/1.1\r\nHost: a.example\r\n{framing}\r\n\r\n"
+        answer = await w.say(head.encode() + body + get("http://bad.example/"))
+        assert [b" 200 " in answer, b" 403 " in answer] == [True, True]
+        head_sent, _, rest = seen[0].partition(b"\r\n\r\n")
+        assert rest == arrives
+        assert head_sent.lower().count(b"content-length") <= 1
+        assert seen[1] == b""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"3\nabc\r\n0\r\n\r\n",
+        b"3\r\nabcd\r\n0\r\n\r\n",
+        b"-3\r\nabc\r\n0\r\n\r\n",
+        b"0x3\r\nabc\r\n0\r\n\r\n",
+        b"fffffffffffffffffffff\r\nabc",
+        b"3 \x0b\r\nabc\r\n0\r\n\r\n",
+    ],
+)
+async def test_chunk_that_breaks_its_own_framing_ends_the_connection(body: bytes) -> None:
+    async with world(Network(NetworkMode.ALLOW, ("a.example",)), serve=echo) as w:
+        head = b"POST http://a.example/ HTTP/1.1\r\nHost: a.example\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        answer = await w.say(head + body + get("http://a.example/second"))
+        assert b"second" not in answer
+        assert len(w.dialled) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nX-Injected: 1\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\nX-Injected: 1",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nX-Injected: 1",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 60\r\n\r\n"
+        b"0\r\n\r\nX-Injected: 1",
+    ],
+)
+async def test_answer_cannot_bring_along_the_answer_to_the_next_request(answer: bytes) -> None:
+    async def two(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+
+    async with world(serve=two) as w:
+        got = await w.say(
+            get("http://a.example/1") + get("http://b.example/2", "Connection: close")
+        )
+        assert b"X-Injected" not in got
+        assert len(w.dialled) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\nraw",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabcd",
+        b"HTTP/1.1 200 OK\r\nX: a\x00b\r\n\r\n",
+    ],
+)
+async def test_answer_that_switches_or_contradicts_itself_is_a_502(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+
+    async with world(serve=serve) as w:
+        upgrade = ("Connection: upgrade", "Upgrade: h2c")
+        assert status(await w.say(get("http://example.org/", *upgrade))) == 502
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 300_000, 2_000_000])
+@pytest.mark.parametrize("framing", ["length", "chunks", "end"])
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_body_of_every_framing_and_size_arrives_whole(
+    size: int, framing: str, version: bytes
+) -> None:
+    body = random.Random(size).randbytes(size)
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(part), part)
+        for start in range(0, size, 7001)
+        if (part := body[start : start + 7001])
+    )
+    raw = {
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body,
+        "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n",
+        "end": b"HTTP/1.0 200 OK\r\n\r\n" + body,
+    }[framing]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0] or 0)
+        assert await reader.readexactly(length) == body
+        writer.write(raw)
+        await writer.drain()
+
+    async with world(serve=serve) as w:
+        head = b"PUT http://example.org/ HTTP/%b\r\nHost: example.org\r\nContent-Length: %d\r\n" % (
+            version,
+            size,
+        )
+        answer = await w.say(head + b"Connection: close\r\n\r\n" + body)
+        client = h11.Connection(h11.CLIENT)
+        client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+        client.send(h11.EndOfMessage())
+        client.receive_data(answer)
+        client.receive_data(b"")
+        assert isinstance(client.next_event(), h11.Response)
+        got = bytearray()
+        while isinstance(event := client.next_event(), h11.Data):
+            got += event.data
+        assert isinstance(event, h11.EndOfMessage)
+        assert got == body
+        (record,) = w.records()
+        assert record.bytes_received == len(raw)
+        assert record.bytes_sent >= size
+
+
+async def test_answer_shorter_than_its_length_is_not_passed_off_as_whole() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhel")
+
+    async with world(serve=cut) as w:
+        got = await w.say(get("http://example.org/") + get("http://example.org/second"))
+        assert got.endswith(b"\r\n\r\nhel")
+        assert len(w.dialled) == 1
 
 
 async def test_folded_header_arrives_as_one_line() -> None:
@@ -636,6 +894,105 @@ async def test_one_busy_tunnel_does_not_starve_another_request() -> None:
         swallowing.cancel()
         await asyncio.gather(swallowing, return_exceptions=True)
         writer.close()
+
+
+# Budgets and the audit
+
+
+async def tunnel(w: World, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """An open tunnel to an echoing server, after a greeting and that data came back."""
+    reader, writer = await w.open()
+    sent = hello("example.org") + data
+    writer.write(connect("example.org") + sent)
+    assert status(await reader.readuntil(b"\r\n\r\n")) == 200
+    assert await reader.readexactly(len(sent)) == sent
+    return reader, writer
+
+
+async def test_open_tunnel_is_in_the_audit_and_no_byte_is_told_twice() -> None:
+    async with world(serve=echo) as w:
+        size = len(hello("example.org"))
+        reader, writer = await tunnel(w, b"x" * 1000)
+        assert w.records() == [
+            EgressRecord("example.org", 443, "allowed", size + 1000, size + 1000)
+        ]
+        assert w.records() == []
+        writer.write(b"y" * 10)
+        await reader.readexactly(10)
+        assert w.records() == [EgressRecord("example.org", 443, "allowed", 10, 10)]
+        writer.close()
+        await w.proxy.close()
+        assert w.records() == []
+
+
+async def test_tunnel_that_was_told_of_adds_only_its_last_bytes_at_its_end() -> None:
+    async with world(serve=echo) as w:
+        reader, writer = await tunnel(w, b"")
+        assert len(w.records()) == 1
+        writer.write(b"z" * 7)
+        writer.write_eof()
+        assert await reader.read() == b"z" * 7
+        writer.close()
+        found: list[EgressRecord] = []
+        await until(lambda: bool(found.extend(w.records()) or found))
+        assert found == [EgressRecord("example.org", 443, "allowed", 7, 7)]
+
+
+async def test_byte_budget_closes_a_tunnel_and_refuses_what_comes_after() -> None:
+    async with world(Network(NetworkMode.OPEN, max_bytes=100_000), serve=echo) as w:
+        reader, writer = await tunnel(w, b"x" * 10_000)
+        writer.write(b"y" * 200_000)
+        with suppress(ConnectionError):  # a reset is an end too
+            assert len(await reader.read()) <= 80_000
+        writer.close()
+        answer = await w.say(get("http://example.org/"))
+        assert status(answer) == 403
+        assert b"has used up the bytes that its network allows" in answer
+        records = w.records()
+        assert [r.verdict for r in records] == ["byte budget spent"] * 2
+        assert sum(r.bytes_sent + r.bytes_received for r in records) <= 100_000
+
+
+async def test_byte_budget_cuts_a_plain_answer_and_counts_over_all_connections() -> None:
+    async def large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n" + bytes(30_000))
+        await writer.drain()
+
+    async with world(Network(NetworkMode.OPEN, max_bytes=70_000), serve=large) as w:
+        request = get("http://example.org/", "Connection: close")
+        sizes = [len(await w.say(request)) for _ in range(3)]
+        assert min(sizes[:2]) > 30_000
+        assert sizes[2] < 30_000
+        assert [r.verdict for r in w.records()] == ["allowed", "allowed", "byte budget spent"]
+
+
+async def test_one_tunnel_that_spends_the_budget_ends_the_others_at_their_next_byte() -> None:
+    async with world(Network(NetworkMode.OPEN, max_bytes=50_000), serve=echo) as w:
+        quiet_reader, quiet = await tunnel(w, b"")
+        loud_reader, loud = await tunnel(w, b"")
+        loud.write(b"x" * 60_000)
+        quiet.write(b"later")
+        for reader in (loud_reader, quiet_reader):
+            with suppress(ConnectionError):
+                await reader.read()
+        assert {r.verdict for r in w.records()} == {"byte budget spent"}
+        loud.close()
+        quiet.close()
+
+
+async def test_connection_budget_counts_what_is_dialled_over_the_whole_life() -> None:
+    network = Network(NetworkMode.OPEN, denied_hosts=("bad.example",), max_connections=2)
+    async with world(network) as w:
+        await w.say(get("http://bad.example/"))
+        both = get("http://a.example/") + get("http://b.example/", "Connection: close")
+        assert (await w.say(both)).count(b" 200 ") == 2
+        assert status(await w.say(get("http://a.example/"))) == 403
+        refused = await w.say(connect("a.example"))
+        assert refused.startswith(b"HTTP/1.1 403 Sandbox network: connection budget spent\r\n")
+        verdicts = [r.verdict for r in w.records()]
+        assert verdicts == ["denied", "allowed", "allowed"] + ["connection budget spent"] * 2
+        assert len(w.dialled) == 2
 
 
 # Who may use it
