@@ -111,9 +111,20 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "file_setattr": (469, 469),
 }
 _SHARED = (
-    "shmget shmat shmctl semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open "
-    "mq_unlink"
-).split()
+    "shmget",
+    "shmat",
+    "shmctl",
+    "semget",
+    "semop",
+    "semctl",
+    "semtimedop",
+    "msgget",
+    "msgsnd",
+    "msgrcv",
+    "msgctl",
+    "mq_open",
+    "mq_unlink",
+)
 _DENIED = {
     **dict.fromkeys(_SHARED, _EACCES),
     **dict.fromkeys(("bind", "listen"), _EACCES),

@@ -18,7 +18,6 @@ import errno
 import fcntl
 import json
 import os
-import pwd
 import resource
 import select
 import signal
@@ -48,7 +47,6 @@ _ADD_FD = struct.Struct("=QIIII")
 _SETFD = 1
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
 _PATH_BYTES = 4096
-_FIRST_OWN_ID = 0x70000000
 _WATCH_S = 0.25
 _KILL_ROUNDS = 2000
 
@@ -82,6 +80,15 @@ def parent_of(pid: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError, ValueError):
+        return 0
+
+
+def process_of(thread: int) -> int:
+    """The process that a thread belongs to, 0 where it is gone."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as file:
+            return int(file.read().split(b"Tgid:")[1].split()[0])
+    except (OSError, IndexError):
         return 0
 
 
@@ -183,26 +190,6 @@ def remove_tree(folder: str) -> None:
 # --- becoming confined --------------------------------------------------------------------------
 
 
-def own_id() -> int | None:
-    """A user id that nobody has, where this process may take one; found out by a child."""
-    if os.geteuid() != 0:
-        return None
-    for candidate in (_FIRST_OWN_ID + os.getpid(), 40_000 + os.getpid() % 20_000):
-        with contextlib.suppress(KeyError):
-            pwd.getpwuid(candidate)
-            continue
-        child = os.fork()
-        if child == 0:
-            try:
-                become(candidate)
-            except OSError:
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1] == 0:
-            return candidate
-    return None
-
-
 def become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -280,8 +267,9 @@ def start_guest(request: dict[str, Any], uid: int | None) -> tuple[int, int]:
         try:
             near.close()
             confined(request, uid, far)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  told to the parent, whatever it is
             far.send(f"{type(exc).__name__}: {exc}".encode())
+        finally:
             os._exit(127)
     far.close()
     said, fds, _, _ = socket.recv_fds(near, 4096, 1)
@@ -302,13 +290,14 @@ def start_guest(request: dict[str, Any], uid: int | None) -> tuple[int, int]:
 class _Question:
     """One system call that waits for an answer."""
 
-    def __init__(self, listener: int) -> None:
+    def __init__(self, listener: int, guest: int, guest_memory: int | None) -> None:
         buffer = bytearray(_NOTIF.size)
         fcntl.ioctl(listener, _NOTIF_RECV, buffer)
         fields = _NOTIF.unpack(buffer)
         self.id, self.pid, self.call = fields[0], fields[1], fields[3]
         self.arguments = fields[6:]
         self._listener = listener
+        self._kept = guest_memory if process_of(self.pid) == guest else None
 
     def valid(self) -> bool:
         """Whether the asking thread still waits: then its number was not given to another."""
@@ -325,11 +314,12 @@ class _Question:
 
     def memory(self, n: int, length: int) -> bytes:
         """Bytes that argument `n` points to, fewer where its memory ends."""
+        if self._kept is not None:
+            return os.pread(self._kept, length, self.arguments[n])
         with open(f"/proc/{self.pid}/mem", "rb", buffering=0) as file:
             if not self.valid():
                 raise OSError(errno.ESRCH, "gone")
-            file.seek(self.arguments[n])
-            return file.read(length)
+            return os.pread(file.fileno(), length, self.arguments[n])
 
     def path(self, n: int) -> str:
         page = _PATH_BYTES - self.arguments[n] % _PATH_BYTES
@@ -358,13 +348,20 @@ class _Question:
 class _Broker:
     """Does for the inside what the filter does not let it do itself, where that harms nobody."""
 
-    def __init__(self, listener: int, request: dict[str, Any], uid: int | None, guest: int) -> None:
+    def __init__(
+        self,
+        listener: int,
+        request: dict[str, Any],
+        guest: int,
+        guest_memory: int | None,
+    ) -> None:
         self.listener = listener
         self._base: str = request["base"]
         self._proxy: tuple[str, int] | None = tuple(request["proxy"]) if request["proxy"] else None
         self._machine: str = request["machine"]
-        self._uid = uid
+        self._uid: int | None = request["uid"]
         self._guest = guest
+        self._guest_memory = guest_memory
         table: dict[str, Callable[[_Question], None]] = {
             "connect": self._connect,
             "chmod": lambda asked: self._chmod(asked, _AT_FDCWD, 0, 0),
@@ -381,7 +378,7 @@ class _Broker:
     def serve(self) -> None:
         """Answer one question. Whatever the inside asks, this must not end the supervisor."""
         try:
-            asked = _Question(self.listener)
+            asked = _Question(self.listener, self._guest, self._guest_memory)
         except OSError:  # it went away before it was read
             return
         try:
@@ -448,7 +445,8 @@ class _Broker:
         if not path:
             raise OSError(errno.ENOENT, "empty")
         place = "cwd" if folder == _AT_FDCWD else f"fd/{folder}"
-        start = os.open(f"/proc/{asked.pid}/{place}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        origin = "/" if path.startswith("/") else f"/proc/{asked.pid}/{place}"
+        start = os.open(origin, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             follow = os.O_NOFOLLOW if flags & _AT_SYMLINK_NOFOLLOW else 0
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC | follow, dir_fd=start)
@@ -485,8 +483,7 @@ class _Broker:
 
     def _thread_kill(self, asked: _Question, argument: int, number: int) -> None:
         thread = asked.number(argument)
-        with open(f"/proc/{thread}/status", "rb") as file:
-            process = int(file.read().split(b"Tgid:")[1].split()[0])
+        process = process_of(thread)
         if not is_inside(process):
             raise OSError(errno.EPERM, "outside")
         words = (ctypes.c_int(process), ctypes.c_int(thread), ctypes.c_int(number))
@@ -528,9 +525,7 @@ class _Supervisor:
             self._say({"ended": True})
 
     def _begin(self) -> _Broker:
-        uid = own_id() if self._request["own_id"] else None
-        if self._request["own_id"] and uid is None:
-            raise OSError(errno.EPERM, "no user id of its own")
+        uid: int | None = self._request["uid"]
         for path in (self._base, *self._request["folders"]):
             os.makedirs(path, mode=0o755, exist_ok=True)
             if uid is not None:
@@ -538,8 +533,11 @@ class _Supervisor:
         self._guest, listener = start_guest(self._request, uid)
         for fd in (0, 1):  # they are the guest's now, whose end must be seen
             os.close(fd)
-        self._say({"pid": os.getpid(), "guest": self._guest, "uid": uid})
-        return _Broker(listener, self._request, uid, self._guest)
+        # It becomes unreadable as soon as it is told its program, which waits for the next line.
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        memory = os.open(f"/proc/{self._guest}/mem", flags) if uid is None else None
+        self._say({"guest": self._guest})
+        return _Broker(listener, self._request, self._guest, memory)
 
     def _serve(self, broker: _Broker) -> None:
         children, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
