@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from sandlot.core.errors import ConfigError
-from sandlot.sandbox.policy import Limits, Network, NetworkMode, Policy
+from sandlot.core.errors import ConfigError, PolicyNotEnforceable
+from sandlot.sandbox.policy import (
+    Credential,
+    Enforcement,
+    Limits,
+    Mount,
+    Network,
+    NetworkMode,
+    Policy,
+    settle_enforcement,
+)
 
 
 @pytest.mark.parametrize("word", ["none", "packages", "open"])
@@ -83,3 +92,78 @@ def test_a_policy_of_defaults_asks_for_nothing_and_reaches_only_packages() -> No
     assert policy.asked == frozenset()
     assert policy.network.mode is NetworkMode.PACKAGES
     assert policy.network.private_hosts == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["memory_bytes", "cpus", "processes", "disk_bytes", "open_files", "file_bytes", "wall_s"],
+)
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_limit_of_nothing_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"limit {name} must be above zero"):
+        Limits(**{name: value})
+
+
+def test_a_limit_under_which_no_shell_starts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="limit memory_bytes is too small to start a shell"):
+        Limits(memory_bytes=4096)
+
+
+def test_what_is_both_allowed_and_denied_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'a\.org' is both allowed and denied"):
+        Network.parse("allow:a.org,b.org", denied_hosts=("a.org",))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"mode": NetworkMode.NONE},
+        {"mode": NetworkMode.ALLOW, "hosts": ("b.org",)},
+        {"mode": NetworkMode.OPEN, "denied_hosts": ("*.org",)},
+    ],
+)
+def test_a_credential_that_no_request_could_carry_is_refused(network: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="credential"):
+        Network(credentials=(Credential("a.org", "Bearer x"),), **network)  # type: ignore[arg-type]
+
+
+def test_a_credential_does_not_show_its_secret() -> None:
+    assert "hunter2" not in repr(Network(credentials=(Credential("a.org", "Bearer hunter2"),)))
+
+
+@pytest.mark.parametrize("secret", ["", "two\nlines", "a\r\nheader: x"])
+def test_a_secret_that_is_no_header_value_is_refused(secret: str) -> None:
+    with pytest.raises(ConfigError, match="a secret of one line"):
+        Credential("a.org", secret)
+
+
+@pytest.mark.parametrize("target", ["data", "/", "", "/proc/x", "/dev", "/sys", "/a/../proc"])
+def test_a_mount_over_what_the_sandbox_needs_is_refused(target: str) -> None:
+    with pytest.raises(ConfigError, match="mount target"):
+        Mount("/", target)
+
+
+def test_a_mount_of_what_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'/no/such/folder' is not a folder"):
+        Mount("/no/such/folder", "/data")
+
+
+def test_a_limit_that_was_asked_for_and_does_not_hold_is_refused_with_the_way_out() -> None:
+    rows = [Enforcement("memory", "watchdog", False, "no group")]
+    policy = Policy(asked=frozenset({"memory_bytes"}))
+    with pytest.raises(PolicyNotEnforceable, match=r"memory .*no group.*--accept-unenforced"):
+        settle_enforcement(policy, rows)
+
+
+@pytest.mark.parametrize("word", ["memory", "all"])
+def test_an_accepted_exception_is_marked_and_nothing_else_is(word: str) -> None:
+    rows = [Enforcement("memory", "watchdog", False), Enforcement("disk", "tmpfs", True)]
+    policy = Policy(asked=frozenset({"memory_bytes"}), accepted=frozenset({word}))
+    memory, disk = settle_enforcement(policy, rows)
+    assert memory.accepted
+    assert not disk.accepted
+
+
+def test_a_default_that_does_not_hold_falls_back_without_a_mark() -> None:
+    (row,) = settle_enforcement(Policy(), [Enforcement("memory", "watchdog", False)])
+    assert not row.accepted

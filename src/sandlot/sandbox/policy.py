@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from sandlot.core.errors import ConfigError, PolicyNotEnforceable
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+NAMED_LISTS = frozenset({"packages"})
 _CEILINGS = (
     "memory_bytes",
     "cpus",
@@ -122,6 +124,19 @@ class Network:
         both = set(self.hosts) & set(self.denied_hosts)
         if both:
             raise ConfigError(f"network: {sorted(both)[0]!r} is both allowed and denied")
+        for item in self.credentials:
+            self._check_use(item.host)
+
+    def _check_use(self, host: str) -> None:
+        """A credential that no request could carry is a mistake."""
+        lists = any(pattern in NAMED_LISTS for pattern in self.hosts)
+        named = any(_covers(pattern, host) for pattern in self.hosts)
+        out_of_reach = self.mode is NetworkMode.ALLOW and not (lists or named)
+        if out_of_reach or any(_covers(pattern, host) for pattern in self.denied_hosts):
+            raise ConfigError(
+                f"network: {host!r} has a credential but cannot be reached; "
+                f"allow it (allow:{host}) or leave the credential out"
+            )
 
     @classmethod
     def parse(
@@ -155,6 +170,17 @@ class Mount:
     source: str
     target: str
     writable: bool = False
+
+    def __post_init__(self) -> None:
+        parts = self.target.split("/")
+        top = parts[1] if len(parts) > 1 else ""
+        if not self.target.startswith("/") or ".." in parts or top in ("", "proc", "dev", "sys"):
+            raise ConfigError(
+                f"mount target {self.target!r} is not a folder that can be laid over inside; "
+                "name an absolute path like /data, not below /proc, /dev or /sys"
+            )
+        if not os.path.isdir(self.source):
+            raise ConfigError(f"mount source {self.source!r} is not a folder of this machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +260,10 @@ def settle_enforcement(policy: Policy, rows: Iterable[Enforcement]) -> tuple[Enf
             )
         settled.append(replace(row, accepted=accepted))
     return tuple(settled)
+
+
+def _covers(pattern: str, host: str) -> bool:
+    return host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
 
 def _check_host(host: str) -> None:
