@@ -41,7 +41,9 @@ async def _hold(order: Mapping[str, Any]) -> None:
         engine=order["engine"],
         runtime=order["runtime"],
     )
+    print("opened", flush=True)  # noqa: T201  for whoever waits for `ready` in vain
     await box.start()
+    print("started", flush=True)  # noqa: T201
     await box.exec(f"setsid sleep {order['marker']} >/dev/null 2>&1 &")
     print("ready", flush=True)  # noqa: T201  the word that the other side waits for
     await asyncio.sleep(120)
@@ -83,13 +85,17 @@ async def _ready(owner: asyncio.subprocess.Process, order: Mapping[str, object])
     assert owner.stdout is not None
     assert owner.stderr is not None
     owner.stdin.write(json.dumps(order).encode() + b"\n")
+    word = b"nothing"
     try:
-        line = await asyncio.wait_for(owner.stdout.readline(), _READY_S)
+        async with asyncio.timeout(_READY_S):
+            while line := await owner.stdout.readline():
+                word = line.strip()
+                if word == b"ready":
+                    return ""
+            said = (await owner.stderr.read()).decode("utf-8", "replace").strip()
     except TimeoutError:
-        return f"it was not ready within {_READY_S:g} s"
-    if line == b"ready\n":
-        return ""
-    return (await owner.stderr.read()).decode("utf-8", "replace").strip()[-200:] or "it ended"
+        return f"it was not ready within {_READY_S:g} s (last it said {word.decode()})"
+    return said[-200:] or "it ended"
 
 
 async def _look(bench: Bench, pid: int, marker: str, cgroups: list[str], visible: bool) -> Seen:
