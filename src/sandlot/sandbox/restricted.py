@@ -14,10 +14,12 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -25,6 +27,8 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,6 +140,10 @@ class RestrictedSandbox:
         self._old_records: list[EgressRecord] = []
 
     @property
+    def _folders(self) -> list[str]:
+        return [self.relocated(top) for top in self._inside]
+
+    @property
     def enforcement(self) -> tuple[Enforcement, ...]:
         return self._enforcement
 
@@ -161,7 +169,7 @@ class RestrictedSandbox:
             self._life = _Life(
                 self.policy, self._ground, self._lease_dir, self._state, self._environment()
             )
-            await self._life.start(self._config, [self.relocated(top) for top in self._inside])
+            await self._life.start(self._config, self._folders)
         except BaseException:
             await asyncio.shield(self.close())
             raise
@@ -190,10 +198,14 @@ class RestrictedSandbox:
         return await self._session().collect([self._absolute(path) for path in paths], into)
 
     async def snapshot(self, target: Path) -> None:
-        await self._session().snapshot(target)
+        await self._session().snapshot(target, self._folders)
 
     async def restore(self, source: Path) -> None:
-        await self._session().restore(source)
+        """Paths are rewritten to this sandbox's folder; what files hold of the old one is not."""
+        with tempfile.TemporaryDirectory(dir=self._state, prefix="restore-") as folder:
+            moved = Path(folder, "state")
+            await asyncio.to_thread(move_state, source, moved, str(self.base))
+            await self._session().restore(moved, clear=self._folders)
 
     async def fork(self) -> Sandbox:
         twin = RestrictedSandbox(
@@ -286,6 +298,7 @@ class _Life:
         self._spool_dir = spool_dir
         self._environment = environment
         self._died: asyncio.Future[SandboxDied] = asyncio.get_running_loop().create_future()
+        self._died.add_done_callback(lambda _: self._tell_the_end())
         self._control: _Control | None = None
         self._stream: _Pipes | None = None
         self._egress: EgressProxy | None = None
@@ -320,6 +333,8 @@ class _Life:
             self._environment,
             spool_dir=self._spool_dir,
             died=self._died,
+            output_dir=f"{self._environment['TMPDIR']}/.sandlot",
+            control_dirs=(str(self._base),),
         )
         self._control.watch(self._on_message)
         await self.session.start()
@@ -463,9 +478,11 @@ class _Life:
         self._die(DeathCause.TIME_LIMIT, f"its {wall_s:g} s of wall time are over")
 
     def _die(self, cause: DeathCause, detail: str) -> None:
-        """The cause for those who wait; then the supervisor is told to end it all."""
+        """The cause for those who wait; whoever sets it, the supervisor then ends it all."""
         if not self._died.done():
             self._died.set_result(SandboxDied(cause, detail))
+
+    def _tell_the_end(self) -> None:
         if self._control is not None:
             self._control.tell({"op": "end"})
 
@@ -586,6 +603,52 @@ async def _ready(fd: int, *, writing: bool) -> None:
         await ready
     finally:
         remove(fd)
+
+
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+def move_state(source: Path, target: Path, base: str) -> None:
+    """Rewrite a snapshot of another private folder into one of `base`.
+
+    Raises:
+        SandboxFileError: `source` is no snapshot, or is damaged.
+    """
+    from sandlot.sandbox.guest_session import read_state
+
+    read_state(source)  # proves that the archive is whole
+    with tarfile.open(source, "r:") as old, tarfile.open(target, "w:") as new:
+        state, *members = old
+        before = _base_of(member.name for member in members)
+        data = old.extractfile(state)
+        assert data is not None
+        text = json.dumps(json.load(data))
+        moved = text.replace(json.dumps(before)[1:-1], json.dumps(base)[1:-1]) if before else text
+        state.size = len(moved.encode())
+        new.addfile(state, io.BytesIO(moved.encode()))
+        for member in members:
+            content = old.extractfile(member) if member.isreg() else None
+            if before:
+                member.name = _under(member.name, before, base)
+                member.linkname = _under(member.linkname, before, base)
+                member.pax_headers = {}
+            new.addfile(member, content)
+
+
+def _base_of(names: Iterable[str]) -> str:
+    for name in names:
+        found = re.match(r"/?(.*/[0-9a-f]{12}/files)/", f"{name}/")
+        if found:
+            return "/" + found[1]
+    return ""
+
+
+def _under(path: str, before: str, base: str) -> str:
+    slash = path.startswith("/")
+    whole = path if slash else f"/{path}"
+    if whole != before and not whole.startswith(before + "/"):
+        return path
+    return (base + whole[len(before) :])[0 if slash else 1 :]
 
 
 # --- what the machine gives ---------------------------------------------------------------------
