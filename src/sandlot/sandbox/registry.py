@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sandlot.sandbox.hostconfig import HostConfig
 
 Progress = Callable[[str], None]
-BUILT_IN = ("bubblewrap", "fake")
+BUILT_IN = ("bubblewrap", "docker", "podman", "fake")
 
 
 @dataclass(slots=True)
@@ -97,6 +97,20 @@ async def open_sandbox(
     """
     if backend == "bubblewrap":
         return await _open_bubblewrap(policy, image, cache, state, environ, progress)
+    if backend in ("docker", "podman"):
+        from sandlot.sandbox.engine import open_engine_sandbox
+
+        return await open_engine_sandbox(
+            backend,
+            policy=policy,
+            image=image,
+            cache=cache,
+            state=state,
+            environ=environ,
+            progress=progress,
+            engine=engine,
+            runtime=runtime,
+        )
     if backend == "fake":
         from sandlot.sandbox.fake import FakeSandbox
 

@@ -124,6 +124,11 @@ _ARCHITECTURES = {
 }
 
 
+def denied_calls() -> tuple[str, ...]:
+    """The names of what every architecture denies, for engines that take names."""
+    return (*_X86_64, *_COMMON)
+
+
 @cache
 def build_filter(machine: str, *, allow_ptrace: bool = False) -> bytes:
     """The filter as an array of `struct sock_filter`, for `bwrap --seccomp`.

@@ -1,0 +1,338 @@
+"""What all containers of one harness share: the engine's client, the lease, what images can do."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sandlot.core.errors import ImageError, SandboxError, SandboxUnavailable
+from sandlot.sandbox import host as _host
+from sandlot.sandbox.engine_api import (
+    AttachedStream,
+    EngineClient,
+    EngineLost,
+    EngineRefusal,
+    parse_address,
+)
+from sandlot.sandbox.engine_container import (
+    EngineFacts,
+    Form,
+    container_body,
+    read_facts,
+    stage_request,
+    wall_profile,
+)
+from sandlot.sandbox.engine_images import EngineImage
+from sandlot.sandbox.policy import MIB, Limits, Network, NetworkMode, Policy
+
+ENGINES = ("docker", "podman")
+LEASE_LABEL, OWNER_LABEL = "sandlot.lease", "sandlot.owner"
+_TRY_S = 60.0
+_REAP_S = 20.0
+_REPORT_BYTES = 4096
+_PYTHON = (3, 8)
+_TRIAL = Policy(
+    Limits(memory_bytes=256 * MIB, processes=64, disk_bytes=16 * MIB, open_files=None),
+    Network(NetworkMode.NONE),
+)
+
+
+@dataclass(slots=True)
+class EngineHost:
+    """Opened once for an engine, used by all its sandboxes, closed after the last of them."""
+
+    backend: str
+    client: EngineClient
+    facts: EngineFacts
+    lease_dir: Path
+    lock: int
+    owner: str
+    runtime: str | None = None
+    forms: dict[str, Form] = field(default_factory=dict)
+    preparing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _trying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16))
+    _next: int = 0
+
+    @classmethod
+    async def open(
+        cls,
+        backend: str,
+        client: EngineClient,
+        runtime_dir: Path,
+        runtime: str | None,
+        forms: dict[str, Form],
+    ) -> EngineHost:
+        """Ask the engine what it is, take a lease, and remove what dead owners left in it.
+
+        Raises:
+            EngineLost: nobody answers there, or no engine.
+        """
+        info = await client.call("describe itself", "GET", "/info")
+        if not isinstance(info, dict) or "Driver" not in info:
+            raise EngineLost(f"{client.address.text} answers, but not as a container engine")
+        local = client.address.socket is not None and sys.platform == "linux"
+        facts = read_facts(backend, info, local=local)
+        lease_dir, lock = _take_lease(runtime_dir, backend, client.address.text)
+        host = cls(backend, client, facts, lease_dir, lock, owner_of(runtime_dir), runtime, forms)
+        try:
+            await reap_containers(client, runtime_dir)
+        except BaseException:
+            await host.close()
+            raise
+        return host
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {LEASE_LABEL: self.lease_dir.name, OWNER_LABEL: self.owner}
+
+    @property
+    def starting(self) -> asyncio.Semaphore:
+        """Engines slow down for everybody where too many containers start at once."""
+        return self._starting
+
+    def new_folder(self) -> Path:
+        self._next += 1
+        folder = self.lease_dir / f"{self._next:05d}"
+        folder.mkdir(mode=0o755)
+        return folder
+
+    def seccomp(self) -> str | None:
+        """A profile that lets the stage build its walls; None where the engine takes none.
+
+        Docker takes its text, Podman the path of a file that it can see.
+        """
+        if self.backend == "docker":
+            return wall_profile()
+        if not self.facts.local:
+            return None
+        path = self.lease_dir / "seccomp.json"
+        if not path.exists():
+            path.write_text(wall_profile())
+        return str(path)
+
+    async def form(self, image: EngineImage) -> Form:
+        """What a container of this image can do here: tried once, by a container that ends at once.
+
+        Raises:
+            ImageError: the image has no python3 or no bash.
+        """
+        async with self._trying:
+            if image.id not in self.forms:
+                self.forms[image.id] = await self._try_forms(image)
+            return self.forms[image.id]
+
+    async def _try_forms(self, image: EngineImage) -> Form:
+        profile = self.seccomp()
+        report = {} if profile is None else await self._try(image, profile)
+        if report and "error" not in report:
+            return Form(_check_programs(image, report), True)
+        reason = str(report.get("error", "the engine takes no filter of ours"))[:200]
+        report = await self._try(image, None)
+        if "error" in report:
+            raise SandboxUnavailable(
+                f"a container of {self.backend} cannot be confined: {report['error']!s:.200}"
+            )
+        return Form(_check_programs(image, report), False, reason)
+
+    async def _try(self, image: EngineImage, profile: str | None) -> dict[str, Any]:
+        body = container_body(
+            image.id,
+            _TRIAL,
+            self.facts,
+            labels=self.labels,
+            environment={},
+            binds=(),
+            seccomp=profile,
+            runtime=self.runtime,
+        )
+        request = stage_request(
+            _TRIAL, self.facts, walls=profile is not None, files={}, mounts=(), command=()
+        )
+        container = await create(self.client, body)
+        try:
+            async with asyncio.timeout(_TRY_S):
+                stream = await begin(self.client, container, image)
+                try:
+                    return await talk(stream, request)
+                finally:
+                    await stream.close()
+        except TimeoutError as exc:
+            raise SandboxUnavailable(
+                f"a first container of image {image.reference!r} did not answer in {_TRY_S:g} s"
+            ) from exc
+        finally:
+            await remove(self.client, container)
+
+    async def close(self) -> None:
+        await self.client.close()
+        shutil.rmtree(self.lease_dir, ignore_errors=True)
+        os.close(self.lock)
+
+
+async def create(client: EngineClient, body: Mapping[str, Any]) -> str:
+    """Make a container; returns its id."""
+    try:
+        made = await client.call("create a container", "POST", "/containers/create", body=body)
+        return str(made["Id"])
+    except (KeyError, TypeError) as exc:
+        raise EngineLost("the engine made a container without an id") from exc
+
+
+async def begin(client: EngineClient, container: str, image: EngineImage) -> AttachedStream:
+    """Attach to a container and start it; Podman prepares it at the attaching already.
+
+    Raises:
+        ImageError: the image has no python3.
+        SandboxUnavailable: the engine cannot start it.
+    """
+    stream = None
+    try:
+        stream = await client.attach(container)
+        await client.call("start a container", "POST", f"/containers/{container}/start")
+        return stream
+    except BaseException as exc:
+        if stream is not None:
+            await stream.close()
+        if isinstance(exc, EngineRefusal):
+            raise _not_started(image, exc.reason) from exc
+        raise
+
+
+def _not_started(image: EngineImage, reason: str) -> SandboxError | ImageError:
+    if "python3" in reason and ("not found" in reason or "no such file" in reason):
+        return _no_program(image, "python3")
+    return SandboxUnavailable(f"a container of image {image.reference!r} did not start: {reason}")
+
+
+async def talk(stream: AttachedStream, request: bytes) -> dict[str, Any]:
+    """Send the stage its request and read its one line.
+
+    Raises:
+        SandboxUnavailable: it ended without one; the message holds what it said on stderr.
+    """
+    line = b""
+    try:
+        await stream.write(request)
+        while b"\n" not in line and len(line) < _REPORT_BYTES:
+            piece = await stream.read()
+            if not piece:
+                break
+            line += piece
+        report = json.loads(line)
+    except (OSError, ValueError) as exc:
+        said = stream.errors.decode("utf-8", "replace").strip()[-500:]
+        raise SandboxUnavailable(
+            f"the first process of a container ended before it was ready ({said or exc})"
+        ) from exc
+    if not isinstance(report, dict):
+        raise SandboxUnavailable("the first process of a container said something unknown")
+    return report
+
+
+async def remove(client: EngineClient, container: str) -> None:
+    """Kill and remove it; one that is gone already is no error."""
+    query = {"force": "1", "v": "1"}
+    try:
+        await client.call(
+            "remove a container",
+            "DELETE",
+            f"/containers/{container}",
+            query=query,
+            deadline_s=_REAP_S,
+        )
+    except EngineRefusal as exc:
+        if exc.status not in (404, 409):
+            raise
+
+
+def _check_programs(image: EngineImage, report: Mapping[str, Any]) -> str:
+    """The version of the image's Python. Raises ImageError: too old, or no bash."""
+    version = str(report.get("python", ""))
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    if numbers < _PYTHON:
+        raise ImageError(
+            f"image {image.reference!r} has Python {version}; the guest needs "
+            f"{_PYTHON[0]}.{_PYTHON[1]} or newer"
+        )
+    if not report.get("bash"):
+        raise _no_program(image, "bash")
+    return version
+
+
+def _no_program(image: EngineImage, name: str) -> ImageError:
+    return ImageError(
+        f"image {image.reference!r} has no {name}, which the sandbox needs inside. Install it in "
+        f"the image (Debian, Ubuntu: apt-get install {name}; Alpine: apk add {name}), or use "
+        "another image"
+    )
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def owner_of(runtime_dir: Path) -> str:
+    """Who may reap: this user with these leases, on this machine. An engine may serve many."""
+    return f"{os.getuid()}@{os.uname().nodename}:{runtime_dir}"
+
+
+async def reap_engines(runtime_dir: Path, environ: Mapping[str, str]) -> list[str]:
+    """Remove the containers and leases of dead owners; returns a line for each.
+
+    A lease whose engine cannot be asked stays, for it is what finds its containers later.
+    """
+    said = []
+    for lease in _host.list_leases(runtime_dir):
+        if lease.alive or lease.backend not in ENGINES:
+            continue
+        address = json.loads((lease.folder / "lease.json").read_text())["engine"]
+        try:
+            client = EngineClient(parse_address(address), environ)
+            try:
+                removed = await reap_containers(client, runtime_dir)
+            finally:
+                await client.close()
+        except SandboxError as exc:
+            said.append(f"lease {lease.id} stays: its engine cannot be asked ({exc})")
+            continue
+        shutil.rmtree(lease.folder, ignore_errors=True)
+        counted = f"{len(removed)} containers, its folder"
+        said.append(f"lease {lease.id} of process {lease.pid}: {counted}")
+    return said
+
+
+async def reap_containers(client: EngineClient, runtime_dir: Path) -> list[str]:
+    """Remove our containers whose lease is dead, by their labels alone; returns their ids."""
+    filters = json.dumps({"label": [f"{OWNER_LABEL}={owner_of(runtime_dir)}"]})
+    found = await client.call(
+        "list containers", "GET", "/containers/json", query={"all": "1", "filters": filters}
+    )
+    alive = {lease.id for lease in _host.list_leases(runtime_dir) if lease.alive}
+    dead = [
+        str(entry["Id"])
+        for entry in found or []
+        if (entry.get("Labels") or {}).get(LEASE_LABEL, "") not in alive
+    ]
+    await asyncio.gather(*(remove(client, container) for container in dead))
+    return dead
+
+
+def _take_lease(runtime_dir: Path, backend: str, engine: str) -> tuple[Path, int]:
+    folder = runtime_dir / secrets.token_hex(6)
+    folder.mkdir(mode=0o700)
+    record = {"pid": os.getpid(), "backend": backend, "cgroups": [], "engine": engine}
+    partial = folder / "lease.partial"
+    lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(lock, json.dumps(record).encode())
+    partial.rename(folder / "lease.json")  # seen only when it is written and locked
+    return folder, lock
