@@ -58,14 +58,7 @@ class OutputStream:
 
     def text(self) -> str:
         """UTF-8 with undecodable bytes replaced, and a line in the place of what was left out."""
-        if not self.truncated:
-            return (self._head + self._tail).decode("utf-8", "replace")
-        left_out = self.total - len(self._head) - len(self._tail)
-        return (
-            self._head.decode("utf-8", "ignore")
-            + f"\n[... {left_out} bytes left out ...]\n"
-            + self._tail.decode("utf-8", "ignore")
-        )
+        return bounded_text(self._head, self._tail, self.total)
 
     def finish(self) -> None:
         """Take what is there now; whatever a background child writes later is dropped."""
@@ -158,3 +151,18 @@ class OutputStream:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+
+def bounded_text(head: bytes | bytearray, tail: bytes | bytearray, total: int) -> str:
+    """What was kept of `total` bytes, undecodable ones replaced.
+
+    A line stands in the place of what was left out and says how much that was.
+    """
+    left_out = total - len(head) - len(tail)
+    if left_out <= 0:
+        return (head + tail).decode("utf-8", "replace")
+    return (
+        head.decode("utf-8", "ignore")
+        + f"\n[... {left_out} bytes left out ...]\n"
+        + tail.decode("utf-8", "ignore")
+    )
