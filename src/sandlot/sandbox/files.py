@@ -14,8 +14,9 @@ import hashlib
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sandlot.core.errors import InputError, SandboxFileError
 from sandlot.core.types import CollectedFile, SkippedFile
@@ -33,6 +34,51 @@ _NAME_ERRORS = frozenset(
 
 OpenSession = Callable[[], Channel]
 T = TypeVar("T")
+
+
+class InnerSource(Protocol):
+    """A regular file inside, open for reading; `size_bytes` is what it was at its opening."""
+
+    size_bytes: int
+
+    async def copy_to(self, target_fd: int, most: int, update: Callable[[bytes], None]) -> int:
+        """Copy up to `most` bytes. A source that cannot be read raises SandboxFileError."""
+        ...
+
+
+class InnerFiles(Protocol):
+    """What copying files in and out needs of a sandbox, whichever way it reaches them.
+
+    Every method raises SandboxFileError where the inside has no such thing or refuses.
+    """
+
+    async def stat(self, path: str) -> FileInfo: ...
+
+    async def list_dir(self, path: str, most: int | None) -> list[FileInfo]:
+        """Entries sorted by name; it may stop once there are more than `most`."""
+        ...
+
+    async def make_dir(self, path: str) -> None: ...
+
+    async def make_link(self, path: str, target: str) -> None: ...
+
+    def reading(self, path: str) -> AbstractAsyncContextManager[InnerSource]: ...
+
+    async def write_from(self, path: str, source_fd: int, mode: int) -> None:
+        """Copy a host descriptor from where it stands; `mode` is that of a new file."""
+        ...
+
+
+async def upload_tree(inside: InnerFiles, source: Path, target: str) -> int:
+    """Copy a host file or folder in; see `Sandbox.upload`."""
+    if not source.is_dir():
+        await _upload_file(inside, source, target)
+        return 1
+    await inside.make_dir(target)
+    count = 0
+    for path, inner in _walk_host(source, target):
+        count += await _upload_entry(inside, source, path, inner)
+    return count
 
 
 class SandboxFiles:
@@ -90,8 +136,7 @@ class SandboxFiles:
 
     async def stat(self, path: str) -> FileInfo:
         async with self._session() as session:
-            answer, _ = await session.ask("stat", path)
-            return _info(answer["info"])
+            return await session.stat(path)
 
     async def list_dir(self, path: str) -> list[FileInfo]:
         async with self._session() as session:
@@ -99,23 +144,16 @@ class SandboxFiles:
 
     async def make_dir(self, path: str) -> None:
         async with self._session() as session:
-            await session.ask("mkdir", path)
+            await session.make_dir(path)
 
     async def upload(self, source: Path, target: str) -> int:
-        count = 0
         async with self._session() as session:
-            if not source.is_dir():
-                await _upload_file(session, source, target)
-                return 1
-            await session.ask("mkdir", target)
-            for path, inner in _walk_host(source, target):
-                count += await _upload_entry(session, source, path, inner)
-        return count
+            return await upload_tree(session, source, target)
 
     async def collect(
         self, paths: Sequence[str], into: Path, *, max_bytes: int, max_files: int
     ) -> tuple[list[CollectedFile], list[SkippedFile]]:
-        collector = _Collector(into, max_bytes, max_files)
+        collector = Collector(into, max_bytes, max_files)
         for path in paths:
             async with self._session() as session:
                 await collector.take(session, path)
@@ -145,6 +183,8 @@ class SandboxFiles:
 
 
 class _Session:
+    """`InnerFiles` by descriptors."""
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
@@ -156,6 +196,33 @@ class _Session:
             if exc.lost:  # an answer may come later still: this channel is of no more use
                 raise
             raise SandboxFileError(path, exc.strerror or str(exc)) from exc
+
+    async def stat(self, path: str) -> FileInfo:
+        answer, _ = await self.ask("stat", path)
+        return _info(answer["info"])
+
+    async def make_dir(self, path: str) -> None:
+        await self.ask("mkdir", path)
+
+    async def make_link(self, path: str, target: str) -> None:
+        await self.ask("symlink", path, target=target)
+
+    @contextlib.asynccontextmanager
+    async def reading(self, path: str) -> AsyncIterator[InnerSource]:
+        fd = await self.open_file(path)
+        try:
+            yield _Descriptor(fd)
+        finally:
+            os.close(fd)
+
+    async def write_from(self, path: str, source_fd: int, mode: int) -> None:
+        size = os.fstat(source_fd).st_size
+        target = await self.open_for_writing(path, mode=mode)
+        with _file_errors(path):
+            try:
+                await _in_thread_if(size, lambda: _copy(source_fd, target, None))
+            finally:
+                os.close(target)
 
     async def open_file(self, path: str) -> int:
         """A descriptor of a regular file, proved by what it is and not by its name."""
@@ -179,7 +246,18 @@ class _Session:
                 return found
 
 
-class _Collector:
+class _Descriptor:
+    """`InnerSource` by a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.size_bytes = os.fstat(fd).st_size
+
+    async def copy_to(self, target_fd: int, most: int, update: Callable[[bytes], None]) -> int:
+        return await _in_thread_if(most, lambda: _copy(self._fd, target_fd, most, update))
+
+
+class Collector:
     """Copies out of the sandbox into one host folder that nobody inside can reach."""
 
     def __init__(self, into: Path, max_bytes: int, max_files: int) -> None:
@@ -189,22 +267,22 @@ class _Collector:
         self._bytes_left = max_bytes
         self._files_left = max_files
 
-    async def take(self, session: _Session, path: str) -> None:
+    async def take(self, inside: InnerFiles, path: str) -> None:
         try:
-            answer, _ = await session.ask("stat", path)
+            found = await inside.stat(path)
         except SandboxFileError:
             return  # not there: nothing was promised
-        if answer["info"]["kind"] == "directory":
-            await self._folder(session, path, "", 0)
+        if found.kind == "directory":
+            await self._folder(inside, path, "", 0)
         else:
-            await self._file(session, path, os.path.basename(path))
+            await self._file(inside, path, os.path.basename(path))
 
-    async def _folder(self, session: _Session, path: str, relative: str, depth: int) -> None:
+    async def _folder(self, inside: InnerFiles, path: str, relative: str, depth: int) -> None:
         if depth > _MAX_DEPTH:
             self._skip(relative, f"deeper than {_MAX_DEPTH} folders")
             return
         try:
-            entries = await session.list_dir(path, self._files_left + 1)
+            entries = await inside.list_dir(path, self._files_left + 1)
         except SandboxFileError as exc:
             self._skip(relative, exc.reason)
             return
@@ -212,29 +290,25 @@ class _Collector:
             inner = os.path.join(path, entry.path)
             name = os.path.join(relative, entry.path)
             if entry.kind == "directory":
-                await self._folder(session, inner, name, depth + 1)
+                await self._folder(inside, inner, name, depth + 1)
             elif entry.kind in ("file", "link"):
-                await self._file(session, inner, name)
+                await self._file(inside, inner, name)
             else:
                 self._skip(name, f"a {entry.kind}")
             if self._files_left <= 0:
                 self._skip(name, "too many files: the rest was left")
                 return
 
-    async def _file(self, session: _Session, path: str, name: str) -> None:
+    async def _file(self, inside: InnerFiles, path: str, name: str) -> None:
         """A link gives the content of the file it leads to *inside*; one to a folder is skipped."""
         self._files_left -= 1
         try:
-            fd = await session.open_file(path)
-        except SandboxFileError as exc:
-            self._skip(name, exc.reason)
-            return
-        try:
-            size = os.fstat(fd).st_size
-            if size > self._bytes_left:
-                self._skip(name, f"{size} bytes are more than the {self._bytes_left} left")
-                return
-            copied, digest = await _in_thread_if(size, lambda: self._store(fd, name, size))
+            async with inside.reading(path) as source:
+                size = source.size_bytes
+                if size > self._bytes_left:
+                    self._skip(name, f"{size} bytes are more than the {self._bytes_left} left")
+                    return
+                copied, digest = await self._store(source, name, size)
         except SandboxFileError as exc:
             self._skip(name, exc.reason)
             return
@@ -243,12 +317,10 @@ class _Collector:
                 self._skip(name, f"cannot be stored: {exc.strerror}")
                 return
             raise InputError(f"{self._into / name}: cannot be written: {exc.strerror}") from exc
-        finally:
-            os.close(fd)
         self._bytes_left -= copied
         self.collected.append(CollectedFile(name, copied, digest))
 
-    def _store(self, fd: int, name: str, size: int) -> tuple[int, str]:
+    async def _store(self, source: InnerSource, name: str, size: int) -> tuple[int, str]:
         """Copy what `fstat` promised: a file that grows, or one of /proc without an end, stops."""
         target = self._into / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -256,7 +328,7 @@ class _Collector:
         out = os.open(target, flags, 0o644)
         digest = hashlib.sha256()
         try:
-            copied = _copy(fd, out, size, digest.update)
+            copied = await source.copy_to(out, size, digest.update)
         finally:
             os.close(out)
         return copied, digest.hexdigest()
@@ -305,22 +377,22 @@ def _walk_host(source: Path, target: str) -> Iterator[tuple[Path, str]]:
                 yield Path(folder, name), os.path.normpath(os.path.join(inside, name))
 
 
-async def _upload_entry(session: _Session, source: Path, path: Path, inner: str) -> int:
+async def _upload_entry(inside: InnerFiles, source: Path, path: Path, inner: str) -> int:
     if inner.endswith("/"):
-        await session.ask("mkdir", inner)
+        await inside.make_dir(inner)
         return 0
     if path.is_symlink():
         if not path.resolve().is_relative_to(source.resolve()) or path.readlink().is_absolute():
             raise InputError(
                 f"{path}: is a link that leads outside {source}; copy the file in its place"
             )
-        await session.ask("symlink", inner, target=str(path.readlink()))
+        await inside.make_link(inner, str(path.readlink()))
         return 1
-    await _upload_file(session, path, inner)
+    await _upload_file(inside, path, inner)
     return 1
 
 
-async def _upload_file(session: _Session, path: Path, inner: str) -> None:
+async def _upload_file(inside: InnerFiles, path: Path, inner: str) -> None:
     try:
         source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
@@ -329,13 +401,7 @@ async def _upload_file(session: _Session, path: Path, inner: str) -> None:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is not a regular file or folder")
-        mode = 0o755 if status.st_mode & 0o111 else 0o644
-        target = await session.open_for_writing(inner, mode=mode)
-        with _file_errors(inner):
-            try:
-                await _in_thread_if(status.st_size, lambda: _copy(source, target, None))
-            finally:
-                os.close(target)
+        await inside.write_from(inner, source, 0o755 if status.st_mode & 0o111 else 0o644)
     finally:
         os.close(source)
 
