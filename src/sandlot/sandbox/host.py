@@ -272,10 +272,11 @@ async def reap(folder: Path) -> list[str]:
     """Remove what dead owners left: processes, cgroups, folders. Returns what was removed.
 
     A dead owner's launcher does this itself within a moment; this is for when that died too.
+    Leases of container engines stay: `engine_host.reap_engines` asks the engine that they name.
     """
     removed = []
     for lease in list_leases(folder):
-        if lease.alive:
+        if lease.alive or lease.backend in ("docker", "podman"):
             continue
         killed = _kill_members(lease)
         await _remove_cgroups(lease)

@@ -124,8 +124,14 @@ async def open_sandbox(
 
 
 async def reap(state: Path, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Remove what dead owners left behind; returns a line for each."""
-    return await _host.reap(_host.runtime_dir(environ or {}, state))
+    """Remove what dead owners left behind, containers included; returns a line for each."""
+    folder = _host.runtime_dir(environ or {}, state)
+    removed = await _host.reap(folder)
+    if any(lease.backend in ("docker", "podman") for lease in _host.list_leases(folder)):
+        from sandlot.sandbox.engine_host import reap_engines
+
+        removed += await reap_engines(folder, environ or {})
+    return removed
 
 
 def list_leases(state: Path, environ: Mapping[str, str] | None = None) -> list[Lease]:
