@@ -100,7 +100,7 @@ check() { # NAME COMMAND...
     echo "==> $name: exit ${failed} after $(($(date +%s) - begin)) s"
 }
 
-tests='python3 -m pytest -q -p no:cacheprovider --tb=short'
+tests='python3 -m pytest -q -p no:cacheprovider --tb=short --color=no'
 real="$tests tests/sandbox/test_cgroups.py"
 wait_for_manager() {
     for _ in $(seq 120); do

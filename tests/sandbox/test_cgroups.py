@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_version_2_passes_only_the_wanted_controllers_down(unified: Path) -> None:
-    root = open_root("x", unified)
+    root = open_root("x", unified, systemd=unified / "none")
     assert root is not None
     assert root.version == 2
     assert set(root.tops) == {"memory", "pids", "cpu"}
@@ -76,7 +76,7 @@ def test_version_2_passes_only_the_wanted_controllers_down(unified: Path) -> Non
 
 def test_version_2_without_a_process_controller_is_not_used(unified: Path) -> None:
     (unified / "cgroup.controllers").write_text("cpu memory\n")
-    assert open_root("x", unified) is None
+    assert open_root("x", unified, systemd=unified / "none") is None
     assert not (unified / "sandlot-x").exists()
 
 
@@ -84,22 +84,22 @@ def test_version_2_without_a_process_controller_is_not_used(unified: Path) -> No
 def test_a_tree_that_only_root_may_write_to_is_not_used(unified: Path) -> None:
     unified.chmod(0o555)
     try:
-        assert open_root("x", unified) is None
+        assert open_root("x", unified, systemd=unified / "none") is None
     finally:
         unified.chmod(0o755)
 
 
 def test_a_machine_without_control_groups_has_none(tmp_path: Path) -> None:
-    assert open_root("x", tmp_path / "missing") is None
+    assert open_root("x", tmp_path / "missing", systemd=tmp_path / "none") is None
 
 
 def test_a_kernel_that_refuses_a_write_leaves_no_groups(unified: Path) -> None:
     (unified / "cgroup.subtree_control").mkdir()  # opening it for writing fails, as EBUSY would
-    assert open_root("x", unified) is None
+    assert open_root("x", unified, systemd=unified / "none") is None
 
 
 def test_version_2_limits_are_written_with_swap_off(unified: Path) -> None:
-    root = open_root("x", unified)
+    root = open_root("x", unified, systemd=unified / "none")
     assert root is not None
     group = root.create("one", LIMITS)
     assert contents(unified / "sandlot-x/one") == {
@@ -250,15 +250,32 @@ def test_a_group_outside_of_what_is_mounted_is_not_found(
     assert own_folder(tmp_path, living_in(tmp_path, path)) is None
 
 
-def test_a_group_that_a_user_may_write_to_was_delegated(tmp_path: Path, own: Path) -> None:
+def test_without_systemd_a_group_that_we_may_write_to_was_delegated(
+    tmp_path: Path, own: Path
+) -> None:
     proc = living_in(tmp_path, "/user.slice/mine")
-    assert delegated_folder(tmp_path, root=False, systemd=True, proc=proc) == own
+    assert delegated_folder(tmp_path, systemd=False, proc=proc) == own
 
 
-def test_root_takes_a_group_of_systemd_only_if_it_is_marked(tmp_path: Path, own: Path) -> None:
+def test_a_group_of_systemd_must_be_marked_as_given_away(tmp_path: Path, own: Path) -> None:
+    """Every group of a user's manager can be written to by that user, also where it is not ours."""
     proc = living_in(tmp_path, "/user.slice/mine")
-    assert delegated_folder(tmp_path, root=True, systemd=True, proc=proc) is None
-    assert delegated_folder(tmp_path, root=True, systemd=False, proc=proc) == own
+    assert delegated_folder(tmp_path, systemd=True, proc=proc) is None
+    try:
+        os.setxattr(own, "user.delegate", b"1")
+    except OSError as exc:
+        pytest.skip(f"no attributes in {tmp_path}: {exc.strerror}")
+    assert delegated_folder(tmp_path, systemd=True, proc=proc) == own
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write to everything")
+def test_a_group_below_one_that_is_closed_to_us_was_delegated(tmp_path: Path, own: Path) -> None:
+    proc = living_in(tmp_path, "/user.slice/mine")
+    own.parent.chmod(0o555)
+    try:
+        assert delegated_folder(tmp_path, systemd=True, proc=proc) == own
+    finally:
+        own.parent.chmod(0o755)
 
 
 def test_a_harness_that_moved_into_its_leaf_finds_its_group_again(
@@ -266,12 +283,12 @@ def test_a_harness_that_moved_into_its_leaf_finds_its_group_again(
 ) -> None:
     (own / LEAF).mkdir()
     proc = living_in(tmp_path, f"/user.slice/mine/{LEAF}")
-    assert delegated_folder(tmp_path, root=False, systemd=False, proc=proc) == own
+    assert delegated_folder(tmp_path, systemd=False, proc=proc) == own
 
 
 def test_the_top_of_the_tree_is_nobodys_to_be_delegated(tmp_path: Path) -> None:
     proc = living_in(tmp_path, "/")
-    assert delegated_folder(tmp_path, root=False, systemd=False, proc=proc) is None
+    assert delegated_folder(tmp_path, systemd=False, proc=proc) is None
 
 
 def test_dividing_moves_our_processes_to_a_leaf_first(own: Path) -> None:

@@ -180,7 +180,7 @@ def _open_v1(lease: str, mounts: Path) -> CgroupRoot | None:
 
 def _open_v2(lease: str, mounts: Path, systemd: bool) -> CgroupRoot | None:
     root = os.getuid() == 0
-    folder = delegated_folder(mounts, root=root, systemd=systemd)
+    folder = delegated_folder(mounts, systemd=systemd)
     found = None if folder is None else _open_below(lease, folder)
     if found is None and not (root and systemd):
         found = open_top(lease, mounts)

@@ -35,18 +35,18 @@ def own_folder(mounts: Path, proc: Path = Path("/proc/self")) -> Path | None:
 
 
 def delegated_folder(
-    mounts: Path, *, root: bool, systemd: bool, proc: Path = Path("/proc/self")
+    mounts: Path, *, systemd: bool, proc: Path = Path("/proc/self")
 ) -> Path | None:
     """The own group, or its parent if we moved into a leaf before; None where it is not ours.
 
-    A group that its user may write to was delegated. Root may write to each, so where systemd
-    runs it must be marked (the attribute that `Delegate=yes` sets).
+    What we may write to was delegated if we may not write to the folder above it. Else systemd,
+    where it runs, may have kept the group for itself: `Delegate=yes` marks those that it gave away.
     """
     own = own_folder(mounts, proc)
     if own is None or (own == mounts and not (own / "cgroup.type").exists()):
         return None  # the real top of the tree is nobody's to be delegated
     folder = own.parent if own.name == LEAF else own
-    if root and systemd and not _is_marked(folder):
+    if systemd and os.access(folder.parent, os.W_OK) and not _is_marked(folder):
         return None
     files = ("", "cgroup.procs", "cgroup.subtree_control")
     return folder if all(os.access(folder / name, os.W_OK) for name in files) else None
