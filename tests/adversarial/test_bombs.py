@@ -107,7 +107,7 @@ BOMBS = {
     "output of many at once": "for i in {1..20}; do yes $i & done; wait",
     "zombies": "python3 -c 'import os\nwhile os.fork(): pass' || for i in {1..500}; do (: &); done",
     "busy loops": "for i in {1..16}; do (while :; do :; done) & done; wait",
-    "busy kernel": "for i in 1 2 3; do (while :; do cat /proc/*/stat; done >/dev/null) & done; wait",
+    "busy kernel": "for i in 1 2; do (while :; do cat /proc/*/stat; done >/dev/null)& done; wait",
 }  # fmt: skip
 
 

@@ -74,11 +74,16 @@ class OutputStream:
     def close(self) -> None:
         if self._late is not None:
             self._late.cancel()
-        self.release()
+        self._drop_spool()
         self._close_fd()
 
     def release(self) -> None:
-        """Give the spool back, keep dropping late output."""
+        """Give what was kept back, go on dropping late output: a job may hold the pipe for ever."""
+        self._drop_spool()
+        self._head = bytearray()
+        self._tail = bytearray()
+
+    def _drop_spool(self) -> None:
         spool, self._spool = self._spool, None
         if spool is not None:
             with contextlib.suppress(OSError):  # what is still buffered may not fit the disk
@@ -129,7 +134,7 @@ class OutputStream:
             self._spool.write(data[: self._saved_bytes - before])
         except OSError:
             self._saved_bytes = 0
-            self.release()
+            self._drop_spool()
 
     def _drop_late(self) -> None:
         self._late = None
