@@ -227,7 +227,14 @@ async def test_where_nothing_leads_out_every_far_address_is_dialled_and_none_ans
             False,
             "9.00 s",
         ),
-        ("cpus", "", [("TIMEFORMAT", ExecResult(0, "", "1.5 0.30 0.06", 1.5))], True, "0.24"),
+        ("cpus", "", [("TIMEFORMAT", ExecResult(0, "", "1.5 0.10 0.04", 1.5))], True, "0.09"),
+        (
+            "cpus",
+            "",
+            [("TIMEFORMAT", ExecResult(0, "", "1.5 0.10 0.04", 1.5, throttled_s=0.0))],
+            None,
+            "too busy to tell",
+        ),
         ("cpus", "", [("TIMEFORMAT", ExecResult(0, "", "1.5 2.80 0.10", 1.5))], False, "1.93"),
         ("disk", "", [("fill", ExecResult(1, "67108864\n", "Killed\n", 1.0))], False, "Killed"),
     ],
@@ -317,6 +324,13 @@ async def test_a_proxy_with_a_token_is_asked_with_it() -> None:
     assert proxy is not None
     assert (proxy.host, proxy.port) == ("10.0.2.2", 8080)
     assert proxy.header == "Proxy-Authorization: Basic c2FuZGJveDpzOmNyZXQ="
+
+
+async def test_a_name_beyond_the_rule_that_is_let_through_is_seen(bench: Bench) -> None:
+    one = attempt("network", "a name beyond")
+    assert (await tried(one, proxied("HTTP/1.1 200 OK"), bench)).kept is False
+    assert (await tried(one, proxied("HTTP/1.1 403 no"), bench)).kept is True
+    assert (await tried(one, proxied("", proxy="\n"), bench)).kept is None
 
 
 def test_the_proxy_s_own_rule_refuses_each_address_that_is_asked_for() -> None:

@@ -206,9 +206,12 @@ async def cpus(box: Sandbox, _: Bench) -> Seen:
     result = await box.exec(f"bash -c {shlex.quote(timed)}", 15)
     real, user, system = (float(word.replace(",", ".")) for word in result.stderr.split()[-3:])
     share = (user + system) / real
-    held_back = "" if result.throttled_s is None else f", held back for {result.throttled_s:.1f} s"
-    evidence = f"two busy loops got {share:.2f} CPUs at a limit of {limit:g}{held_back}"
-    return Seen(share <= limit * 1.4, evidence)
+    evidence = f"two busy loops got {share:.2f} CPUs at a limit of {limit:g}"
+    if result.throttled_s is not None:
+        evidence += f", held back for {result.throttled_s:.1f} s"
+    if result.throttled_s == 0 and share <= limit:
+        return Seen(None, f"the machine is too busy to tell: {evidence}")
+    return Seen(share <= limit * 1.5, evidence)
 
 
 async def processes(box: Sandbox, _: Bench) -> Seen:
@@ -301,7 +304,7 @@ ATTEMPTS = (
     Attempt("ids", "power over the machine", ids, small()),
     Attempt("system calls", "namespaces and mounts", system_calls, small()),
     Attempt("memory", "twice the limit", memory, small(memory_bytes=128 * MIB)),
-    Attempt("cpus", "busy loops", cpus, small(cpus=0.25)),
+    Attempt("cpus", "busy loops", cpus, small(cpus=0.1)),
     Attempt("processes", "forks past the limit", processes, small()),
     Attempt("disk", "twice the limit", disk, small()),
     Attempt("open files", "descriptors past the limit", open_files, small()),

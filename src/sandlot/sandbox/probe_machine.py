@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import pwd
@@ -14,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandlot.core.errors import SandlotError
-from sandlot.sandbox import cgroups, idmap
+from sandlot.sandbox import cgroups, idmap, landlock
 from sandlot.sandbox.host import find_bwrap
 from sandlot.sandbox.policy import MIB
 
-_LANDLOCK_CREATE_RULESET = 444  # the same number on every architecture
-_LANDLOCK_VERSION = 1
 _LANDLOCK_USEFUL = 4  # from here on it knows TCP ports too
 # Of one idle bubblewrap sandbox, measured by `make bench` and rounded up.
 _EACH = {"processes": 4, "descriptors": 16, "idle_bytes": 4 * MIB, "busy_bytes": 256 * MIB}
@@ -109,15 +106,8 @@ def has_control_groups() -> bool:
     return _cgroups().ok
 
 
-def landlock_abi() -> int:
-    """The version of Landlock that this kernel offers; 0 for none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi: int = libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION)
-    return max(0, abi)
-
-
 def _landlock() -> Part:
-    abi = landlock_abi()
+    abi = landlock.abi()
     found = f"ABI {abi}" if abi else "not offered by this kernel"
     remedy = "only --backend restricted needs it: Linux 6.7 or newer, booted with lsm=landlock,…"
     return Part("Landlock with TCP rules (ABI 4)", abi >= _LANDLOCK_USEFUL, found, remedy)

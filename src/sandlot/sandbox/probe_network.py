@@ -15,7 +15,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 from sandlot.sandbox.base import Sandbox
@@ -160,6 +160,19 @@ def unruled() -> list[str]:
     ]
 
 
+def own_name() -> str | None:
+    """A name that leads to this machine and nowhere else, by an address that is not public."""
+    name = socket.gethostname().lower()
+    try:
+        found = {str(row[4][0]) for row in socket.getaddrinfo(name, 443, socket.AF_INET)}
+    except OSError:
+        return None
+    own = set(own_addresses())
+    safe = all(text.startswith("127.") or text in own for text in found)
+    closed = all(address_refusal(ipaddress.ip_address(text), False) for text in found)
+    return name if safe and closed else None
+
+
 async def through_proxy(box: Sandbox, _: Bench) -> Seen:
     """Addresses of this machine first; foreign ones only if those were refused by rule."""
     proxy = await find_proxy(box)
@@ -167,10 +180,8 @@ async def through_proxy(box: Sandbox, _: Bench) -> Seen:
         return Seen(None, "no proxy is named inside")
     async with listeners() as places:
         own = [f"{place.address}:{place.port}" for place in places]
-        own += [f"{place.address}:443" for place in places] + [
-            "localhost:443",
-            "sandlot.invalid:443",
-        ]
+        own += [f"{place.address}:443" for place in places] + ["localhost:443"]
+        own += [f"{name}:443" for name in [await asyncio.to_thread(own_name)] if name]
         bad = await _not_refused(box, proxy, own)
         visitors = sum(place.visitors for place in places)
     if bad or visitors:
@@ -187,6 +198,16 @@ async def through_proxy(box: Sandbox, _: Bench) -> Seen:
     return Seen(await lives(box), f"refused by rule, none dialled: {', '.join((*own, *far))}")
 
 
+async def other_name(box: Sandbox, _: Bench) -> Seen:
+    """A name that the rule does not hold, refused before it is looked up."""
+    proxy = await find_proxy(box)
+    if proxy is None:
+        return Seen(None, "no proxy is named inside")
+    target = "elsewhere.invalid:443"
+    bad = await _not_refused(box, proxy, [target])
+    return Seen(not bad and await lives(box), bad or f"{target} was refused")
+
+
 async def _not_refused(box: Sandbox, proxy: _Proxy, targets: list[str]) -> str:
     """The first answer that is no refusal, or nothing."""
     for target in targets:
@@ -197,18 +218,18 @@ async def _not_refused(box: Sandbox, proxy: _Proxy, targets: list[str]) -> str:
 
 
 def _with(network: Network) -> Policy:
-    policy = small()
-    return Policy(limits=policy.limits, network=network)
+    return replace(small(), network=network)
 
 
 ATTEMPTS = (
-    Attempt("network", "this machine's addresses", this_machine, _with(Network(NetworkMode.NONE))),
+    Attempt("network", "this machine's addresses", this_machine, small()),
     Attempt("network", "private and metadata addresses", far_addresses, small()),
+    # The widest rule: what is refused is refused for its address.
+    Attempt("network", "through the proxy", through_proxy, _with(Network(NetworkMode.OPEN))),
     Attempt(
         "network",
-        "through the proxy",
-        through_proxy,
-        # An allowed name that leads to the loopback: its address has to be what is refused.
-        _with(Network(NetworkMode.ALLOW, ("localhost",))),
+        "a name beyond the rule",
+        other_name,
+        _with(Network(NetworkMode.ALLOW, ("sandlot.invalid",))),
     ),
 )
