@@ -5,8 +5,14 @@
 #
 # Boots a small virtual machine under software emulation (no KVM, one processor, 1 GB, 15 minutes
 # at most): a Debian from this machine's own package sources with systemd, and a clone of this
-# repository's last commit. COMMAND, a shell command, is run there in place of the tests, as root.
-# The four cases are named in `guest` below. The exit code is 0 if all passed.
+# repository's last commit. COMMAND, run there as root, may be any shell command or name some of
+# the cases (all of them without it, in this order):
+#   root_scope      root, the launcher in a scope of the system's manager
+#   user_scope      an ordinary user, the launcher in a scope of the user's own manager
+#   user_delegated  an ordinary user, all of the tests started in a delegated scope
+#   by_hand         an ordinary user in a group that root made and gave away
+#   contract        a part of the contract suite, as an ordinary user and as root
+# The exit code is 0 if all passed.
 #
 # Needs root, mmdebstrap, qemu-system-x86, e2fsprogs and git; about 1.5 GB below TMPDIR (/var/tmp).
 # SANDLOT_VM_TAR=FILE keeps the built root file system in FILE and takes it from there next time;
@@ -78,30 +84,30 @@ chroot "$root" /usr/sbin/useradd --create-home --shell /bin/sh visitor
 mkdir -p "$root/var/lib/systemd/linger"
 : >"$root/var/lib/systemd/linger/visitor" # a user manager without a login
 
-printf '%s\n' "${1:-}" >"$root/opt/command"
+printf '%s\n' "${1:-root_scope; user_scope; user_delegated; by_hand; contract}" >"$root/opt/command"
 cat >"$root/opt/guest" <<'GUEST'
 #!/bin/sh
-# The first word names the case; without one, all of them.
 export PYTHONPATH=/opt/sandlot/src:/opt/site PYTHONDONTWRITEBYTECODE=1 LANG=C.UTF-8
 export SANDLOT_REQUIRE_SANDBOX=1 SANDLOT_REQUIRE_CGROUPS=2 SANDLOT_TEST_IMAGE=host
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-part='memory or processes or cpu or meter or timeout_ends or survives or close'
 failed=0
+tests='python3 -m pytest -q -p no:cacheprovider --tb=short --color=no'
+real="$tests -m sandbox --durations=4 tests/sandbox/test_cgroups.py"
+part='memory or process or cpu or meter or timeout or survive or close'
+contract="$tests -x tests/sandbox/test_contract.py"
 
 as_visitor() {
     setpriv --reuid visitor --regid visitor --init-groups env HOME=/home/visitor USER=visitor "$@"
 }
 
 check() { # NAME COMMAND...
-    name=$1
+    name=$1 code=0
     shift
     begin=$(date +%s)
-    "$@" || failed=1
-    echo "==> $name: exit ${failed} after $(($(date +%s) - begin)) s"
+    "$@" || code=$? failed=1
+    echo "==> $name: exit $code after $(($(date +%s) - begin)) s"
 }
 
-tests='python3 -m pytest -q -p no:cacheprovider --tb=short --color=no'
-real="$tests tests/sandbox/test_cgroups.py"
 wait_for_manager() {
     for _ in $(seq 120); do
         [ -S /run/user/1000/systemd/private ] && return
@@ -111,35 +117,47 @@ wait_for_manager() {
     systemctl status user@1000.service
 }
 
-cd /opt/sandlot
-uname -r
-stat -fc 'cgroup file system: %T' /sys/fs/cgroup
-if [ -s /opt/command ] && [ -n "$(cat /opt/command)" ]; then
-    sh -c "$(cat /opt/command)" || failed=1
-else
-    wait_for_manager
-    check "root, a scope of the system's manager" $real
+root_scope() {
+    check "root, a scope of the system's manager" $tests tests/sandbox/test_cgroups.py
+}
+
+user_scope() {
     check "ordinary user, a scope of its own manager" as_visitor $real
+}
+
+user_delegated() {
     check "ordinary user, started in a delegated scope" as_visitor \
         env XDG_RUNTIME_DIR=/run/user/1000 \
         systemd-run --user --scope --quiet -p Delegate=yes $real
-    by_hand() {
-        mkdir /sys/fs/cgroup/by-hand
-        echo '+memory +pids +cpu' >/sys/fs/cgroup/cgroup.subtree_control
-        for file in . cgroup.procs cgroup.subtree_control cgroup.threads; do
-            chown visitor: "/sys/fs/cgroup/by-hand/$file"
-        done
-        (
-            sh -c 'echo $PPID >/sys/fs/cgroup/by-hand/cgroup.procs'
-            exec setpriv --reuid visitor --regid visitor --init-groups \
-                env HOME=/home/visitor USER=visitor $real
-        )
-    }
-    check "ordinary user, a group delegated by hand" by_hand
-    check "contract, ordinary user" as_visitor \
-        $tests tests/sandbox/test_contract.py -k "bubblewrap and ($part)"
-    check "contract, root" $tests tests/sandbox/test_contract.py -k "bubblewrap and ($part)"
-fi
+}
+
+in_group_by_hand() {
+    mkdir /sys/fs/cgroup/by-hand
+    echo '+memory +pids +cpu' >/sys/fs/cgroup/cgroup.subtree_control
+    for file in . cgroup.procs cgroup.subtree_control cgroup.threads; do
+        chown visitor: "/sys/fs/cgroup/by-hand/$file"
+    done
+    (
+        sh -c 'echo $PPID >/sys/fs/cgroup/by-hand/cgroup.procs'
+        exec setpriv --reuid visitor --regid visitor --init-groups \
+            env HOME=/home/visitor USER=visitor $real
+    )
+}
+
+by_hand() {
+    check "ordinary user, a group delegated by hand" in_group_by_hand
+}
+
+contract() {
+    check "contract, ordinary user" as_visitor $contract -k "bubblewrap and ($part)"
+    check "contract, root" $contract -k "bubblewrap and ($part)"
+}
+
+cd /opt/sandlot
+uname -r
+stat -fc 'cgroup file system: %T' /sys/fs/cgroup
+wait_for_manager
+. /opt/command
 echo "sandlot-vm: exit $failed"
 sync
 systemctl poweroff --force --force
