@@ -20,6 +20,7 @@ EXIT_CODES = """\
 Exit codes: 0 the model answered or submitted; 1 it stopped without (turns, tokens, time, context);
 2 a flag, setting, file or run directory cannot be used; 3 the model failed; 4 the sandbox failed;
 70 a bug of sandlot's; 130 Ctrl-C; 143 SIGTERM. Whatever the code, the run directory is kept."""
+_OPEN_FILES = 65536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -89,4 +90,15 @@ def drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             raise Interrupted(caught[0])
         return result
 
+    _allow_many_files()
     return asyncio.run(supervised())
+
+
+def _allow_many_files() -> None:
+    """A sandbox takes about ten descriptors: the usual soft limit of 1024 ends at a hundred."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -537,42 +537,57 @@ class _Inner:
     # --- starting -------------------------------------------------------------------------------
 
     async def _launch(self, restore: Path | None) -> None:
-        loop = asyncio.get_running_loop()
-        info_r, info_w = os.pipe()
-        commands_r, commands_w = os.pipe()
-        keeper_r, keeper_w = os.pipe()
-        errors_r, errors_w = os.pipe()
-        filter_fd = _memory_file(build_filter(platform.machine()))
+        opened = _Descriptors()
+        try:
+            info, channel = await self._send_request(restore, opened)
+            try:
+                await self._take_what_was_made(channel, info)
+            finally:
+                channel.close()
+        except (LauncherReply, OSError, ValueError, TimeoutError) as exc:
+            raise _start_failure(exc, self._fds.get("errors", -1)) from exc
+        finally:
+            opened.close()
+
+    async def _send_request(
+        self, restore: Path | None, opened: _Descriptors
+    ) -> tuple[int, Channel]:
+        """Ask the launcher for a start; returns where bubblewrap reports, and the channel."""
+        limits = self._policy.limits
+        info_r, info_w = opened.pipe()
+        commands_r, commands_w = opened.pipe()
+        keeper_r, keeper_w = opened.pipe()
+        errors_r, errors_w = opened.pipe()
+        filter_fd = opened.add(_memory_file(build_filter(platform.machine())))
         handed = [info_w, commands_r, keeper_r, filter_fd, errors_w]
         if restore is not None:
-            handed.append(os.open(restore, os.O_RDONLY | os.O_CLOEXEC))
+            handed.append(opened.add(os.open(restore, os.O_RDONLY | os.O_CLOEXEC)))
         if self._disk is Disk.IMAGE:
-            assert self._policy.limits.disk_bytes is not None
-            handed.append(await make_image(self._spool_dir, self._policy.limits.disk_bytes))
-        limits, died = self._policy.limits, self._died
-        self._shell = Shell(self.control, self._spool_dir, commands_w, keeper_w, limits, died)
+            assert limits.disk_bytes is not None
+            handed.append(opened.add(await make_image(self._spool_dir, limits.disk_bytes)))
+        self._shell = Shell(self.control, self._spool_dir, commands_w, keeper_w, limits, self._died)
+        opened.give(commands_w, keeper_w)
+        self._fds["errors"] = errors_r
+        opened.give(errors_r)
         channel = self._host.launcher.request(self._request(restore is not None), handed)
         self._ahead = ""
         for fd in handed:
+            opened.give(fd)
             os.close(fd)
-        try:
-            _, fds = await channel.receive(_START_S)
-            self._fds["disk"] = fds[0]
-            if len(fds) > 1 and self._make_egress is not None:
-                self._egress = self._make_egress(socket.socket(fileno=fds[1]))
-                await self._egress.start()
-            pid = await asyncio.wait_for(_child_pid(info_r), _START_S)
-            self._fds["init"] = os.pidfd_open(pid)
-            self._fds["init_pid"] = pid
-            self._fds["userns"] = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            loop.add_reader(self._fds["init"], self._on_init_gone)
-            self._record_init(pid)
-        except (LauncherReply, OSError, ValueError, TimeoutError) as exc:
-            raise _start_failure(exc, errors_r) from exc
-        finally:
-            channel.close()
-            os.close(info_r)
-            self._fds["errors"] = errors_r
+        return info_r, channel
+
+    async def _take_what_was_made(self, channel: Channel, info: int) -> None:
+        _, fds = await channel.receive(_START_S)
+        self._fds["disk"] = fds[0]
+        if len(fds) > 1 and self._make_egress is not None:
+            self._egress = self._make_egress(socket.socket(fileno=fds[1]))
+            await self._egress.start()
+        pid = await asyncio.wait_for(_child_pid(info), _START_S)
+        self._fds["init"] = os.pidfd_open(pid)
+        self._fds["init_pid"] = pid
+        self._fds["userns"] = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        asyncio.get_running_loop().add_reader(self._fds["init"], self._on_init_gone)
+        self._record_init(pid)
 
     def _request(self, restoring: bool) -> dict[str, Any]:
         limits = self._policy.limits
@@ -689,6 +704,30 @@ class _Inner:
             )
             self._watchdog.start()
         self._gauge = CommandGauge(self.cgroup, self._watchdog)
+
+
+class _Descriptors:
+    """Open descriptors that are closed together, but for those that were given away."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+
+    def add(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def pipe(self) -> tuple[int, int]:
+        read_end, write_end = os.pipe()
+        return self.add(read_end), self.add(write_end)
+
+    def give(self, *fds: int) -> None:
+        for fd in fds:
+            self._fds.remove(fd)
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
 
 
 def _read_state(source: Path) -> dict[str, str]:
@@ -811,10 +850,11 @@ async def _child_pid(fd: int) -> int:
 
 
 def _start_failure(exc: BaseException, errors_fd: int) -> SandboxUnavailable:
-    os.set_blocking(errors_fd, False)
     said = ""
-    with contextlib.suppress(BlockingIOError):
-        said = os.read(errors_fd, 4096).decode("utf-8", "replace").strip()
+    if errors_fd >= 0:
+        os.set_blocking(errors_fd, False)
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(errors_fd, 4096).decode("utf-8", "replace").strip()
     reason = said or (exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc))
     return SandboxUnavailable(
         f"bubblewrap could not start a sandbox: {reason}. `sandlot doctor` names the remedy"

@@ -1,0 +1,54 @@
+"""A host that runs out of something costs one sandbox, typed, and not the harness."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+import pytest
+
+from sandlot.core.errors import DeathCause, SandboxDied, SandboxUnavailable
+from sandlot.sandbox.contract import MakeSandbox, alive, opened, small_policy
+
+pytestmark = pytest.mark.sandbox
+
+
+@contextlib.contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """Room for `spare` more descriptors in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    held = [os.dup(0) for _ in range(highest + 1 - len(os.listdir("/proc/self/fd")))]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+
+
+async def test_a_command_without_descriptors_left_ends_its_sandbox_typed(
+    bubblewrap: MakeSandbox,
+) -> None:
+    async with opened(bubblewrap) as other, opened(bubblewrap) as box:
+        with few_descriptors(1), pytest.raises(SandboxDied, match="Too many open files") as caught:
+            await box.exec("true")
+        assert caught.value.cause is DeathCause.HOST_EXHAUSTED
+        await alive(other)
+
+
+async def test_a_start_without_descriptors_left_is_refused_typed_and_leaves_none(
+    bubblewrap: MakeSandbox,
+) -> None:
+    async with opened(bubblewrap) as other:
+        before = len(os.listdir("/proc/self/fd"))
+        for spare in (1, 2, 4, 6, 8):
+            box = await bubblewrap(small_policy())  # type: ignore[misc]
+            with few_descriptors(spare), pytest.raises(SandboxUnavailable, match="open files"):
+                await box.start()
+            await box.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+        await alive(other)
