@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sandbox.backends import proved_maker
+from sandbox.podman import podman, podman_image, podman_service
 from sandlot.sandbox.contract import MakeSandbox
+
+__all__ = ["podman", "podman_image", "podman_service"]
 
 
 @pytest.fixture(scope="session")

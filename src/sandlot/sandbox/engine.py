@@ -49,13 +49,24 @@ from sandlot.sandbox.engine_container import (
     MOUNTS_DIR,
     PROXY_DIR,
     PROXY_SOCKET,
+    EngineFacts,
     Form,
     container_body,
     enforcement,
     network_is_open,
     stage_request,
 )
-from sandlot.sandbox.engine_host import EngineHost, begin, create, remove, talk
+from sandlot.sandbox.engine_host import (
+    EngineHost,
+    FormStore,
+    ask_facts,
+    begin,
+    create,
+    reap_containers,
+    reap_engines,
+    remove,
+    talk,
+)
 from sandlot.sandbox.engine_images import EngineImage, Progress, prepare_image
 from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession
 from sandlot.sandbox.hostconfig import HostConfig, apt_settings, proxy_environment, read_host
@@ -84,11 +95,13 @@ class _SharedEngine:
     runtime_dir: Path
     environ: Mapping[str, str]
     runtime: str | None
+    cache: Path
     users: int = 0
+    facts: EngineFacts | None = None
+    forms: FormStore | None = None
     host: EngineHost | None = None
     config: HostConfig | None = None
     images: dict[str, EngineImage] = field(default_factory=dict)
-    forms: dict[str, Form] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def acquire(self) -> EngineHost:
@@ -96,14 +109,22 @@ class _SharedEngine:
             if self.host is None:
                 client = EngineClient(self.address, self.environ)
                 try:
-                    self.host = await EngineHost.open(
-                        self.backend, client, self.runtime_dir, self.runtime, self.forms
-                    )
+                    self.host = await self._open(client)
                 except BaseException:
                     await client.close()
                     raise
             self.users += 1
             return self.host
+
+    async def _open(self, client: EngineClient) -> EngineHost:
+        """The first time in a harness the engine is asked what it is, and cleared of leavings."""
+        if self.facts is None or self.forms is None:
+            facts, engine = await ask_facts(client, self.backend)
+            await reap_containers(client, self.runtime_dir)
+            self.facts, self.forms = facts, FormStore(self.cache / "engines", engine)
+        return EngineHost.open(
+            self.backend, client, self.runtime_dir, self.runtime, self.facts, self.forms
+        )
 
     async def release(self) -> None:
         async with self.lock:
@@ -112,9 +133,7 @@ class _SharedEngine:
                 host, self.host = self.host, None
                 await host.close()
 
-    async def prepare(
-        self, reference: str, cache: Path, progress: Progress
-    ) -> tuple[EngineImage, HostConfig]:
+    async def prepare(self, reference: str, progress: Progress) -> tuple[EngineImage, HostConfig]:
         """The image, known to the engine and able to run the guest; the package settings."""
         host = await self.acquire()
         try:
@@ -123,7 +142,7 @@ class _SharedEngine:
                     from sandlot.sandbox.images import ImageStore
 
                     self.images[reference] = await prepare_image(
-                        host.client, reference, ImageStore(cache), progress
+                        host.client, reference, ImageStore(self.cache), progress
                     )
                 if self.config is None:
                     home = Path(self.environ.get("HOME", "/"))
@@ -159,19 +178,17 @@ async def open_engine_sandbox(
         ImageError: the image is not to be had, or has no python3 or bash.
         SandboxUnavailable: no engine answers, or it cannot keep the policy's network.
     """
-    from sandlot.sandbox.engine_host import reap_engines
-
     address = find_address(backend, engine, environ)
     runtime_dir = _host.runtime_dir(environ, state)
     state.mkdir(parents=True, exist_ok=True)
     known = _shared.setdefault(asyncio.get_running_loop(), {})
     key = (backend, address.text, runtime_dir, runtime)
     if key not in known:
-        known[key] = _SharedEngine(backend, address, runtime_dir, environ, runtime)
+        known[key] = _SharedEngine(backend, address, runtime_dir, environ, runtime, cache)
         await _host.reap(runtime_dir)
         await reap_engines(runtime_dir, environ)
     shared = known[key]
-    prepared, config = await shared.prepare(image, cache, progress)
+    prepared, config = await shared.prepare(image, progress)
     return EngineSandbox(
         policy,
         backend=backend,
@@ -450,7 +467,11 @@ class _Life:
         stream = self._stream = await begin(client, self._container, self._image)
         report = await talk(stream, self._request(form))
         if "error" in report:
-            raise SandboxUnavailable(f"the container could not be confined: {report['error']}")
+            self._host.forget_form(self._image)
+            raise SandboxUnavailable(
+                f"the container could not be confined: {str(report['error'])[:300]}. Try again: "
+                "the next start finds out anew what this engine can do"
+            )
         session = self._session = GuestSession(
             _Watched(stream, self._learn_cause, self._died),
             self._policy,
@@ -531,8 +552,7 @@ class _Life:
 
     async def _remove_container(self) -> None:
         if self._container:
-            await self._kill()
-            await remove(self._host.client, self._container)
+            await remove(self._host.client, self._container, _CLOSE_S)
 
     async def _learn_cause(self, said: str) -> SandboxDied:
         """The stream is over: ask the engine why, and let the answer be the cause of death."""

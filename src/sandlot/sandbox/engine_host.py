@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +32,7 @@ from sandlot.sandbox.engine_container import (
     container_body,
     read_facts,
     stage_request,
+    stage_source,
     wall_profile,
 )
 from sandlot.sandbox.engine_images import EngineImage
@@ -38,6 +42,7 @@ ENGINES = ("docker", "podman")
 LEASE_LABEL, OWNER_LABEL = "sandlot.lease", "sandlot.owner"
 _TRY_S = 60.0
 _REAP_S = 20.0
+_AGAIN_S = 0.02
 _REPORT_BYTES = 4096
 _PYTHON = (3, 8)
 _TRIAL = Policy(
@@ -56,40 +61,26 @@ class EngineHost:
     lease_dir: Path
     lock: int
     owner: str
+    forms: FormStore
     runtime: str | None = None
-    forms: dict[str, Form] = field(default_factory=dict)
     preparing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _trying: asyncio.Lock = field(default_factory=asyncio.Lock)
     _starting: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16))
     _next: int = 0
 
     @classmethod
-    async def open(
+    def open(
         cls,
         backend: str,
         client: EngineClient,
         runtime_dir: Path,
         runtime: str | None,
-        forms: dict[str, Form],
+        facts: EngineFacts,
+        forms: FormStore,
     ) -> EngineHost:
-        """Ask the engine what it is, take a lease, and remove what dead owners left in it.
-
-        Raises:
-            EngineLost: nobody answers there, or no engine.
-        """
-        info = await client.call("describe itself", "GET", "/info")
-        if not isinstance(info, dict) or "Driver" not in info:
-            raise EngineLost(f"{client.address.text} answers, but not as a container engine")
-        local = client.address.socket is not None and sys.platform == "linux"
-        facts = read_facts(backend, info, local=local)
+        """Take a lease."""
         lease_dir, lock = _take_lease(runtime_dir, backend, client.address.text)
-        host = cls(backend, client, facts, lease_dir, lock, owner_of(runtime_dir), runtime, forms)
-        try:
-            await reap_containers(client, runtime_dir)
-        except BaseException:
-            await host.close()
-            raise
-        return host
+        return cls(backend, client, facts, lease_dir, lock, owner_of(runtime_dir), forms, runtime)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -127,9 +118,12 @@ class EngineHost:
             ImageError: the image has no python3 or no bash.
         """
         async with self._trying:
-            if image.id not in self.forms:
-                self.forms[image.id] = await self._try_forms(image)
-            return self.forms[image.id]
+            key = f"{image.id} {self.runtime}"
+            form = self.forms.get(key)
+            if form is None:
+                form = await self._try_forms(image)
+                self.forms.put(key, form)
+            return form
 
     async def _try_forms(self, image: EngineImage) -> Form:
         profile = self.seccomp()
@@ -173,10 +167,73 @@ class EngineHost:
         finally:
             await remove(self.client, container)
 
+    def forget_form(self, image: EngineImage) -> None:
+        """What was found out does not hold any more: the next start tries again."""
+        self.forms.drop(f"{image.id} {self.runtime}")
+
     async def close(self) -> None:
         await self.client.close()
         shutil.rmtree(self.lease_dir, ignore_errors=True)
         os.close(self.lock)
+
+
+async def ask_facts(client: EngineClient, backend: str) -> tuple[EngineFacts, str]:
+    """What an engine says of itself, and a word that changes when it is another one.
+
+    Raises:
+        EngineLost: nobody answers there, or no engine.
+    """
+    info = await client.call("describe itself", "GET", "/info")
+    if not isinstance(info, dict) or "Driver" not in info:
+        raise EngineLost(
+            f"{client.address.text} answers, but not as a container engine; "
+            "name the socket of Docker's or Podman's API with --engine"
+        )
+    local = client.address.socket is not None and sys.platform == "linux"
+    parts = [str(info.get(name)) for name in ("DockerRootDir", "ServerVersion", "KernelVersion")]
+    return read_facts(backend, info, local=local), " ".join((client.address.text, *parts))
+
+
+class FormStore:
+    """Forms that were tried, in a file for each engine: a first container costs a start.
+
+    Only walls that were built are kept: a reason why not may have gone by the next time.
+    """
+
+    def __init__(self, folder: Path, engine: str) -> None:
+        key = hashlib.sha256(f"{engine} {stage_source()}".encode()).hexdigest()[:24]
+        self._path = folder / f"{key}.json"
+        self._forms: dict[str, Form] = {}
+
+    def get(self, key: str) -> Form | None:
+        if key in self._forms:
+            return self._forms[key]
+        version = self._read().get(key)
+        return None if version is None else Form(str(version), True)
+
+    def put(self, key: str, form: Form) -> None:
+        self._forms[key] = form
+        if form.walls:
+            self._write({**self._read(), key: form.python})
+
+    def drop(self, key: str) -> None:
+        self._forms.pop(key, None)
+        self._write({name: value for name, value in self._read().items() if name != key})
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, forms: Mapping[str, str]) -> None:
+        """A cache that cannot be written costs a second try, no more."""
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            draft.write_text(json.dumps(forms))
+            draft.replace(self._path)
 
 
 async def create(client: EngineClient, body: Mapping[str, Any]) -> str:
@@ -239,20 +296,33 @@ async def talk(stream: AttachedStream, request: bytes) -> dict[str, Any]:
     return report
 
 
-async def remove(client: EngineClient, container: str) -> None:
-    """Kill and remove it; one that is gone already is no error."""
-    query = {"force": "1", "v": "1"}
-    try:
-        await client.call(
-            "remove a container",
-            "DELETE",
-            f"/containers/{container}",
-            query=query,
-            deadline_s=_REAP_S,
-        )
-    except EngineRefusal as exc:
-        if exc.status not in (404, 409):
-            raise
+async def remove(client: EngineClient, container: str, deadline_s: float = _REAP_S) -> None:
+    """Kill and remove it, and return when it is gone; one that is gone already is no error.
+
+    A container that is just ending refuses to be removed, in words that differ between engines.
+
+    Raises:
+        EngineLost: the engine does not answer.
+        EngineRefusal: it was still there at the deadline.
+    """
+    until = time.monotonic() + deadline_s
+    while True:
+        try:
+            await client.call(
+                "remove a container",
+                "DELETE",
+                f"/containers/{container}",
+                query={"force": "1", "v": "1"},
+                deadline_s=deadline_s,
+            )
+        except EngineRefusal as exc:
+            if exc.status == 404:
+                return
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+        else:
+            return
 
 
 def _check_programs(image: EngineImage, report: Mapping[str, Any]) -> str:
