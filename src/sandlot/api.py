@@ -236,6 +236,7 @@ class Sandbox:
         named = {"network": network, "memory": memory, "image": image}
         settled = resolve({**settings, **named})
         policy = policy_of(settled, _as_mounts(mounts))
+        settled, _ = await settle_backend(settled, os.environ, note)
         box, _ = await open_computer(settled, policy, os.environ, note)
         async with box:
             yield box
@@ -260,8 +261,11 @@ async def execute(
         redactor = Redactor([*_secrets(settings, environ), *at_the_wall])
         manifest = _manifest(job, settings, prepared, directory, clock)
         directory = directory.with_manifest(redactor.value(manifest))
+        settings, why = await settle_backend(settings, environ, watch.note)
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
-        manifest |= {"image": _image_record(settings, image)}
+        prepared = replace(prepared, profile=_relocated(prepared.profile, box))
+        chosen = {"name": settings.backend, "why": why}
+        manifest |= {"image": _image_record(settings, image), "backend": chosen}
         directory = directory.with_manifest(redactor.value(manifest))
 
         async def spare() -> StartedSandbox:
@@ -495,6 +499,36 @@ def read_credential(text: str, environ: Mapping[str, str]) -> Credential:
     return Credential(host.lower(), f"Bearer {secret}")
 
 
+async def settle_backend(
+    settings: Settings, environ: Mapping[str, str], note: Callable[[str], None]
+) -> tuple[Settings, str]:
+    """Settings that name a backend in place of `auto`, and why it is that one.
+
+    Raises:
+        SandboxUnavailable: nothing that `auto` may take works on this machine.
+    """
+    from sandlot.sandbox.choose import AUTO, choose_here
+
+    if settings.backend == "restricted" and not settings.asked("image"):
+        settings = replace(settings, image="host")  # the only one that it can show
+    if settings.backend != AUTO:
+        return settings, "asked for"
+    choice = await choose_here(settings.state_dir, environ, settings.engine)
+    if choice.backend != "bubblewrap":
+        note(f"backend {choice.backend} is used: {choice.why}")
+    engine = choice.engine or settings.engine
+    return replace(settings, backend=choice.backend, engine=engine), choice.why
+
+
+def _relocated(profile: Profile, box: StartedSandbox) -> Profile:
+    """A backend without a root of its own has other paths; prompts must name the real ones."""
+    move = getattr(box, "relocated", None)
+    if move is None:
+        return profile
+    names = ("working_dir", "input_dir", "output_dir", "answer_file")
+    return replace(profile, **{name: move(getattr(profile, name)) for name in names})
+
+
 async def open_computer(
     settings: Settings,
     policy: Policy,
@@ -607,7 +641,10 @@ def check_backend(name: str) -> None:
     """Refuse a backend that no installed package provides, with the nearest name."""
     from importlib.metadata import entry_points
 
-    known = {"bubblewrap", "fake", *(point.name for point in entry_points(group=_BACKENDS))}
+    from sandlot.sandbox.choose import AUTO
+    from sandlot.sandbox.registry import BUILT_IN
+
+    known = {AUTO, *BUILT_IN, *(point.name for point in entry_points(group=_BACKENDS))}
     if name not in known:
         raise unknown_name("sandbox backend", name, known)
 

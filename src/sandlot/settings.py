@@ -150,7 +150,7 @@ SETTINGS: dict[str, _Setting] = {
     "seed": _Setting(_number(int, 0)),
     "reply_tokens": _Setting(_number(int, 1)),
     "extra_body": _Setting(parse_extra_body, {}),
-    "backend": _Setting(_text, "bubblewrap"),
+    "backend": _Setting(_text, "auto"),
     "engine": _Setting(_text, variables=("CONTAINER_HOST", "DOCKER_HOST")),
     "runtime": _Setting(_text),
     "image": _Setting(_text, "science"),
@@ -200,7 +200,7 @@ class Settings:
     seed: int | None = None
     reply_tokens: int | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    backend: str = "bubblewrap"
+    backend: str = "auto"
     engine: str | None = None
     runtime: str | None = None
     image: str = "science"

@@ -14,6 +14,7 @@ import typer
 
 from sandlot.cli import options
 from sandlot.cli.text import clean, one_line
+from sandlot.sandbox.choose import AUTO, ORDER
 
 if TYPE_CHECKING:
     from sandlot.sandbox.probe import Finding
@@ -45,9 +46,9 @@ def doctor(
     moving = not as_json and _moving(settings.display)
     with _progress(moving) as trying:
         found = asyncio.run(_collect(settings, backend, trying, plain=not as_json and not moving))
+    default = ORDER if settings.backend == AUTO else (settings.backend,)
     runs_here = any(
-        (one.backend, one.promise, one.result) == (settings.backend, "start", "kept")
-        for one in found
+        one.backend in default and (one.promise, one.result) == ("start", "kept") for one in found
     )
     if as_json:
         checks = [asdict(finding) for finding in found]
@@ -74,8 +75,9 @@ async def _collect(
 def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIterator[Finding]:
     from sandlot.sandbox import probe
 
-    names = tuple(dict.fromkeys((settings.backend, *probe.backends())))
-    if named is not None:
+    default = ORDER if settings.backend == AUTO else (settings.backend,)
+    names = tuple(dict.fromkeys((*default, *probe.backends())))
+    if named is not None and named != AUTO:
         names = (named,)
         if named not in probe.BACKENDS:
             from sandlot.api import check_backend

@@ -41,7 +41,14 @@ Image = Annotated[
     str | None,
     Option("--image", metavar="NAME", help="Image: science, base, host or an imported one."),
 ]
-Backend = Annotated[str | None, Option("--backend", metavar="NAME", help="[bubblewrap]")]
+Backend = Annotated[
+    str | None,
+    Option(
+        "--backend",
+        metavar="NAME",
+        help="bubblewrap, podman, docker, restricted; auto: the first of the first three. [auto]",
+    ),
+]
 Engine = Annotated[
     str | None,
     Option(

@@ -71,9 +71,10 @@ def _kept_state(directory: RunDirectory) -> Path:
 
 
 async def _attach(settings: Settings, state: Path | None) -> int:
-    from sandlot.api import open_computer, policy_of
+    from sandlot.api import open_computer, policy_of, settle_backend
     from sandlot.sandbox.registry import terminal
 
+    settings, _ = await settle_backend(settings, os.environ, say)
     box, _ = await open_computer(settings, policy_of(settings), os.environ, say)
     async with box:
         if state is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from sandlot.core.errors import unknown_name
 from sandlot.sandbox import host as _host
+from sandlot.sandbox import restricted as _restricted
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.host import BubblewrapHost, Lease
 from sandlot.sandbox.policy import NetworkMode, Policy
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from sandlot.sandbox.hostconfig import HostConfig
 
 Progress = Callable[[str], None]
-BUILT_IN = ("bubblewrap", "docker", "podman", "fake")
+BUILT_IN = ("bubblewrap", "docker", "podman", "restricted", "fake")
 
 
 @dataclass(slots=True)
@@ -111,6 +112,10 @@ async def open_sandbox(
             engine=engine,
             runtime=runtime,
         )
+    if backend == "restricted":
+        from sandlot.sandbox.restricted import open_restricted
+
+        return await open_restricted(policy, image, state, environ, progress)
     if backend == "fake":
         from sandlot.sandbox.fake import FakeSandbox
 
@@ -131,11 +136,12 @@ async def reap(state: Path, environ: Mapping[str, str] | None = None) -> list[st
         from sandlot.sandbox.engine_host import reap_engines
 
         removed += await reap_engines(folder, environ or {})
-    return removed
+    return removed + await asyncio.to_thread(_restricted.reap, state)
 
 
 def list_leases(state: Path, environ: Mapping[str, str] | None = None) -> list[Lease]:
-    return _host.list_leases(_host.runtime_dir(environ or {}, state))
+    leases = _host.list_leases(_host.runtime_dir(environ or {}, state))
+    return leases + _restricted.all_leases(state)
 
 
 async def _open_bubblewrap(
