@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sandlot.core.types import Score, Task
+from sandlot.models.base import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,22 @@ class Candidate:
     task: Task
     answer: str | None
     files: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringTools:
+    """What scorers may be built with. Nothing is opened or started before it is needed.
+
+    `cache_dir` holds what may be thrown away and made again (judgements already paid for);
+    `judge_model` builds the judge's model, None where the run names none; `environ` is what child
+    processes and searches for data folders see. `on_judgement` gets each raw reply of a judge as
+    one JSON object, replies from the cache included (`cached` tells them apart).
+    """
+
+    cache_dir: Path
+    judge_model: Callable[[], Model] | None = None
+    environ: Mapping[str, str] = field(default_factory=dict)
+    on_judgement: Callable[[Mapping[str, Any]], None] | None = None
 
 
 class Scorer(Protocol):

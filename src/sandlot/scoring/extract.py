@@ -1,0 +1,158 @@
+"""What a model gave as its answer: one strict reading, the same for every arm."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+SHORT_CHARACTERS = 2000
+"""A text without any mark is taken whole up to this length; a longer one is not an answer."""
+
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_MARKED = re.compile(
+    r"""^[ \t>#*_`"'{-]*                              # markdown, a quote, an open brace
+        (?:(?:the|my|so|thus|therefore|hence)[ ,]+)*
+        (?:final[ ]answer|answer|final)[*_`"' ]*     # the mark itself
+        (?:[ ]is\b[ ]*[:：]?|[:：=])[*_`]*(?P<rest>.*)$""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_HEADING = re.compile(
+    r"^[ \t]*(?:#+[ \t]*(?:final )?answer|\*\*(?:final )?answer\*\*|(?:final )?answer)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BOX = re.compile(r"\\{1,2}boxed\s*\{|\\{1,2}fbox\s*\{")
+
+
+def extract(text: str | None) -> str | None:
+    r"""The answer in a text, or None where it gives none.
+
+    The rule, in order:
+
+    1. Finished thoughts (`<think>…</think>`) are removed; of an unfinished one all that follows
+       its opening tag; of a closing tag without an opening one all that stands before it.
+    2. A text that is one JSON object with a field `answer` (or `final_answer`) gives that field.
+    3. Otherwise the last of these marks in the text counts: a line that begins with `ANSWER:`,
+       `Answer:`, `Final answer:` or `The answer is` (markdown around it is ignored) gives the
+       rest of its line, or what follows down to the next empty line where the rest is empty; a
+       heading `# Answer` likewise; `<answer>…</answer>` its inside; `\boxed{…}` its inside.
+       A box inside a marked answer is opened.
+    4. A text without any mark is taken whole if it has at most `SHORT_CHARACTERS` characters.
+
+    Nothing is guessed from the middle of an argument. What is found comes back trimmed; an empty
+    find is None.
+    """
+    visible = visible_text(text)
+    if not visible:
+        return None
+    from_json = _json_field(visible)
+    if from_json is not None:
+        return _unboxed(from_json) or None
+    marked = _last_mark(visible)
+    if marked is not None:
+        return _unboxed(marked) or None
+    return visible if len(visible) <= SHORT_CHARACTERS else None
+
+
+def visible_text(text: str | None) -> str:
+    """The text without thoughts, byte order marks and NULs, trimmed."""
+    if not text:
+        return ""
+    without = _THOUGHT.sub("", text)
+    ends = list(_THOUGHT_END.finditer(without))
+    if ends:
+        without = without[ends[-1].end() :]
+    opening = _THOUGHT_OPEN.search(without)
+    if opening:
+        without = without[: opening.start()]
+    return without.replace("\ufeff", "").replace("\x00", "").strip()
+
+
+def plain(text: str) -> str:
+    """Compatibility forms made one: full-width letters and digits, odd spaces, dashes as minus."""
+    text = unicodedata.normalize("NFKC", text)
+    return text.translate(_ONE_FORM)
+
+
+_ONE_FORM = str.maketrans(
+    {"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "’": "'", "‘": "'", "“": '"', "”": '"'}
+    | {"，": ",", "：": ":", "；": ";", "。": ".", "、": ",", "\u200b": None}
+)
+
+
+def last_box(text: str) -> tuple[int, str] | None:
+    """Where the last box of a text begins, and its inside. An unclosed one ends with its line."""
+    found = None
+    for match in _BOX.finditer(text):
+        if found is not None and match.start() < found[0] + len(found[1]):
+            continue  # a box inside the one before
+        inside = _balanced(text, match.end())
+        found = (match.start(), inside)
+    return found
+
+
+def _balanced(text: str, start: int) -> str:
+    depth = 1
+    for at in range(start, len(text)):
+        if text[at] == "{" and text[at - 1] != "\\":
+            depth += 1
+        elif text[at] == "}" and text[at - 1] != "\\":
+            depth -= 1
+            if depth == 0:
+                return text[start:at]
+    return text[start:].split("\n", 1)[0]
+
+
+def _unboxed(text: str) -> str:
+    """The inside of the last box where there is one, of nested boxes the innermost."""
+    while (box := last_box(text)) is not None:
+        text = box[1]
+    return text.strip()
+
+
+def _json_field(text: str) -> str | None:
+    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text)
+    if not body.startswith("{"):
+        return None
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(data, dict):
+        return None
+    fields = {str(key).lower().replace(" ", "_"): value for key, value in data.items()}
+    value = fields.get("final_answer", fields.get("answer"))
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return None if value is None else str(value)
+
+
+def _last_mark(text: str) -> str | None:
+    finds: list[tuple[int, str]] = []
+    for match in _MARKED.finditer(text):
+        rest = match["rest"].strip()
+        finds.append((match.start(), rest if rest.strip("*_` ") else _paragraph(text, match.end())))
+    finds.extend((m.start(), _paragraph(text, m.end())) for m in _HEADING.finditer(text))
+    finds.extend((m.start(), m[1]) for m in _TAGGED.finditer(text))
+    box = last_box(text)
+    if box is not None:
+        finds.append(box)
+    if not finds:
+        return None
+    return _unquoted(max(finds, key=lambda find: find[0])[1])
+
+
+def _paragraph(text: str, start: int) -> str:
+    """What follows a mark that stands alone: down to the next empty line."""
+    return text[start:].strip().split("\n\n", 1)[0].strip()
+
+
+def _unquoted(text: str) -> str:
+    """Without the bold marks or quotes that the mark's own line began, and a brace left over."""
+    text = text.strip()
+    if text.endswith("}") and text.count("}") > text.count("{"):
+        text = text[:-1].rstrip()
+    return text.strip("`").removesuffix("**").removeprefix("**").strip(' "').strip()
