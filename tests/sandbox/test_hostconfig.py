@@ -297,3 +297,99 @@ def test_proxy_variables_point_to_loopback_in_both_spellings() -> None:
     assert variables["http_proxy"] == variables["HTTPS_PROXY"] == "http://127.0.0.1:3128"
     assert variables["NO_PROXY"] == variables["no_proxy"] == "localhost,127.0.0.1"
     assert len(variables) == 6
+
+
+# uv's files, conda, cargo and go
+
+
+def test_uv_files_set_what_its_variables_would(tmp_path: Path) -> None:
+    files = {
+        "/etc/uv/uv.toml": 'index-url = "https://old.example/s"\n',
+        "/home/me/.config/uv/uv.toml": (
+            '[[index]]\nname = "a"\nurl = "https://u:p@a.example/s"\n'
+            '[[index]]\nurl = "https://b.example/s"\ndefault = true\n'
+            f'[[index]]\nurl = "https://c.example/s?token={CANARY}"\n'
+        ),
+    }
+    host = read(tmp_path, files)
+    assert host.environment == {
+        "UV_DEFAULT_INDEX": "https://b.example/s",
+        "UV_INDEX": "a=https://a.example/s https://c.example/s",
+    }
+    assert CANARY not in everything(host)
+    assert "old.example" not in host.package_hosts
+    mine = read(tmp_path, env={"UV_DEFAULT_INDEX": "https://d.example/s"})
+    assert mine.environment["UV_DEFAULT_INDEX"] == "https://d.example/s"
+
+
+def test_conda_is_asked_and_its_files_come_after(tmp_path: Path) -> None:
+    def conda(argv: Sequence[str]) -> str:
+        if argv[0] != "conda":
+            return ""
+        return (
+            "channel_alias: https://alias.example\nchannels:\n  - defaults\n"
+            "default_channels:\n  - https://d.example/pkgs/main\n  - https://d.example/pkgs/r\n"
+        )
+
+    own = (
+        "channels:\n  - team\n  - https://me:word@t.example/t/x\n  - 'file:///srv'\n"
+        f"proxy_servers:\n  https: http://{CANARY}@p.example\nother: [{CANARY}]\n"
+    )
+    host = read(tmp_path, {"/home/me/.condarc": own}, run=conda)
+    assert host.files["/etc/conda/.condarc"].decode() == (
+        "channel_alias: https://alias.example\nchannels:\n  - team\n"
+        "  - https://t.example/t/x\n"
+        "default_channels:\n  - https://d.example/pkgs/main\n  - https://d.example/pkgs/r\n"
+    )
+    assert host.package_hosts == {"alias.example", "d.example", "t.example"}
+    assert CANARY not in everything(host)
+
+
+def test_cargo_registries_enter_and_its_cache_names_the_default_one(tmp_path: Path) -> None:
+    host = read(
+        tmp_path,
+        {
+            "/home/me/.cargo/config.toml": (
+                f'[source.main]\nreplace-with = "mirror"\ntoken = "{CANARY}"\n'
+                '[source.mirror]\nregistry = "sparse+https://m.example/index/"\n'
+                f'[registries.team]\nindex = "https://{CANARY}@t.example/git"\n'
+                f'[registry]\ntoken = "{CANARY}"\n[env]\nA = "{CANARY}"\n'
+            ),
+            "/home/me/.cargo/credentials.toml": CANARY,
+            "/home/me/.cargo/registry/index/i.example-0123456789abcdef/config.json": (
+                '{"dl": "https://files.example/{crate}/download", "api": "https://x.example"}'
+            ),
+        },
+    )
+    assert host.files["/.cargo/config.toml"].decode() == (
+        '[source.main]\nreplace-with = "mirror"\n'
+        '[source.mirror]\nregistry = "sparse+https://m.example/index/"\n'
+        '[registries.team]\nindex = "https://t.example/git"\n'
+    )
+    assert host.package_hosts == {"m.example", "t.example", "i.example", "files.example"}
+    assert CANARY not in everything(host)
+
+
+def test_go_is_asked_for_its_proxies(tmp_path: Path) -> None:
+    def go(argv: Sequence[str]) -> str:
+        return "https://p.example,direct\nsum.example\n" if argv[0] == "go" else ""
+
+    host = read(tmp_path, run=go)
+    assert host.environment == {"GOPROXY": "https://p.example,direct", "GOSUMDB": "sum.example"}
+    assert host.package_hosts == {"p.example", "sum.example"}
+    env = {"GOPROXY": f"https://me:{CANARY}@q.example|off", "GOSUMDB": "off"}
+    own = read(tmp_path, env=env, run=go)
+    assert own.environment == {"GOPROXY": "https://q.example|off", "GOSUMDB": "off"}
+    assert own.package_hosts == {"q.example"}
+
+
+def test_broken_files_of_uv_and_cargo_do_no_harm(tmp_path: Path) -> None:
+    files = {
+        "/etc/uv/uv.toml": "= no",
+        "/home/me/.cargo/config.toml": "[source]\nx = 1\n[registries]\ny = []\n",
+        "/home/me/.cargo/registry/index/i.example-0123456789abcdef/config.json": "[",
+        "/home/me/.condarc": "channels: [\n - \n",
+    }
+    host = read(tmp_path, files)
+    assert (host.files, host.environment) == ({}, {})
+    assert any("uv.toml: not carried in" in warning for warning in host.warnings)

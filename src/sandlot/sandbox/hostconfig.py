@@ -10,21 +10,31 @@ cannot be told apart: a token that is an ordinary part of an address's path.
 from __future__ import annotations
 
 import configparser
-import ipaddress
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+
+from sandlot.sandbox.hostconfig_others import (
+    CARGO_CONFIG,
+    CONDARC,
+    read_cargo,
+    read_conda,
+    read_go,
+    read_uv_files,
+)
+from sandlot.sandbox.hostconfig_reader import (
+    HOST_NAME,
+    HostReader,
+    Run,
+    is_host_name,
+    run_program,
+)
 
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 """Where the CA bundle lies inside."""
-
-Run = Callable[[Sequence[str]], str]
-"""Runs a program and returns what it printed; empty where it is missing or failed."""
 
 CA_VARIABLES = (
     "SSL_CERT_FILE",
@@ -33,6 +43,7 @@ CA_VARIABLES = (
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
     "NODE_EXTRA_CA_CERTS",
+    "CARGO_HTTP_CAINFO",
 )
 _CA_PLACES = (
     CA_BUNDLE,
@@ -42,7 +53,6 @@ _CA_PLACES = (
 )
 _NPMRC = "/etc/npmrc"
 _APT_CHECKS = "/etc/apt/apt.conf.d/91host-date-checks"
-_FILE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +99,12 @@ def apt_settings(single_id: bool, checks: Iterable[str] = ()) -> bytes:
 def read_host(
     env: Mapping[str, str], home: Path, root: Path = Path("/"), *, run: Run | None = None
 ) -> HostConfig:
-    """Read the configuration of pip, uv, apt, npm and the CA bundle.
+    """Read the configuration of pip, uv, apt, npm, conda, cargo, go and the CA bundle.
 
-    `env` is also the environment of the two programs that are asked (Python for pip's default
-    index, npm for its registry) unless `run` is given. A file that cannot be read is a warning.
+    `env` is also the environment of the programs that are asked (Python for pip's default index;
+    npm, conda and go for theirs) unless `run` is given. A file that cannot be read is a warning.
     """
-    host = _Host(env, home, root, run or partial(_run, env))
+    host = HostReader(env, home, root, run or partial(run_program, env))
     bundle = _read_bundle(host)
     pip = _read_pip(host)
     uv = _read_uv(host, pip)
@@ -105,10 +115,13 @@ def read_host(
         CA_BUNDLE: bundle,
         "/etc/pip.conf": _pip_file(pip, CA_BUNDLE if bundle else None),
         _NPMRC: _npm_file(npm, CA_BUNDLE if bundle else None),
+        CONDARC: read_conda(host, CA_BUNDLE if bundle else None),
+        CARGO_CONFIG: read_cargo(host),
         _APT_CHECKS: apt_settings(False, apt_checks),
     }
     environment = dict.fromkeys(CA_VARIABLES, CA_BUNDLE) if bundle else {}
-    environment |= uv | ({"NPM_CONFIG_GLOBALCONFIG": _NPMRC} if files[_NPMRC] else {})
+    environment |= uv | read_go(host)
+    environment |= {"NPM_CONFIG_GLOBALCONFIG": _NPMRC} if files[_NPMRC] else {}
     return HostConfig(
         files={path: content for path, content in files.items() if content},
         environment=environment,
@@ -119,86 +132,12 @@ def read_host(
     )
 
 
-@dataclass(slots=True)
-class _Host:
-    """The machine that is read, and what was noticed on the way."""
-
-    env: Mapping[str, str]
-    home: Path
-    root: Path
-    run: Run
-    names: set[str] = field(default_factory=set)
-    warnings: list[str] = field(default_factory=list)
-
-    def path(self, absolute: str) -> Path:
-        return self.root / absolute.lstrip("/")
-
-    def read(self, path: Path) -> str:
-        """A regular file's text; empty where there is none."""
-        try:
-            if not path.is_file():
-                return ""
-            with path.open("rb") as file:
-                return file.read(_FILE_BYTES).decode("utf-8", "replace")
-        except OSError as error:
-            self.warnings.append(f"{path}: not carried in ({error.strerror or 'unreadable'})")
-            return ""
-
-    def url(self, text: str, where: str) -> str | None:
-        """An address without secrets, its host noted; None for one that cannot work inside."""
-        text = text.strip().strip("\"'")
-        try:
-            parts = urlsplit(text)
-            name, port = (parts.hostname or "").rstrip("."), parts.port
-        except ValueError:
-            parts, name, port = urlsplit(""), "", None
-        # An `@` after the host is what is left of a password with an unescaped slash in it.
-        if not _URL_TEXT.fullmatch(text) or "@" in parts.path:
-            parts = urlsplit("")
-        if parts.scheme not in ("http", "https") or not _is_host_name(name):
-            self.warnings.append(f"{where}: dropped, only http(s) addresses with a host name work")
-            return None
-        if port not in (None, 80, 443):
-            self.warnings.append(f"{where}: port {port} cannot be reached from inside")
-        self.names.add(name)
-        return self._without_secrets(parts, name, port, where)
-
-    def _without_secrets(self, parts: SplitResult, name: str, port: int | None, where: str) -> str:
-        if "@" in parts.netloc:
-            self.warnings.append(f"{where}: user name and password were removed")
-        if parts.query or parts.fragment:
-            self.warnings.append(f"{where}: query string or fragment was removed")
-        return f"{parts.scheme}://{name}{f':{port}' if port else ''}{parts.path}"
-
-
-_URL_TEXT = re.compile(r"[!#-\[\]-~]+")
-_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
-
-
-def _is_host_name(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return bool(_HOST_NAME.fullmatch(name)) and not name.rpartition(".")[2].isdigit()
-    return False
-
-
-def _run(env: Mapping[str, str], argv: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            argv, env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
-
-
 # CA bundle
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
 
-def _read_bundle(host: _Host) -> bytes:
+def _read_bundle(host: HostReader) -> bytes:
     """The certificates (and nothing else) of the bundles that this machine's clients use."""
     named = [host.path(host.env[name]) for name in CA_VARIABLES if host.env.get(name)]
     default = next((path for path in map(host.path, _CA_PLACES) if path.is_file()), None)
@@ -213,7 +152,7 @@ _PIP_KEYS = ("index-url", "extra-index-url", "trusted-host", "timeout")
 _PipSettings = dict[str, list[str]]
 
 
-def _read_pip(host: _Host) -> _PipSettings:
+def _read_pip(host: HostReader) -> _PipSettings:
     """pip's index settings, cleaned; notes pip's own default index where none is configured."""
     raw: dict[str, tuple[str, str]] = {}
     for path in _pip_paths(host):
@@ -235,7 +174,7 @@ def _pip_key(key: str) -> str:
     return "timeout" if key == "default-timeout" else key
 
 
-def _pip_paths(host: _Host) -> list[Path]:
+def _pip_paths(host: HostReader) -> list[Path]:
     """pip's configuration files, the later ones winning."""
     chosen = host.env.get("PIP_CONFIG_FILE", "")
     if chosen == "/dev/null":
@@ -250,7 +189,7 @@ def _pip_paths(host: _Host) -> list[Path]:
     return [*paths, host.path(chosen)] if chosen else paths
 
 
-def _pip_file_values(host: _Host, path: Path) -> Iterator[tuple[str, str]]:
+def _pip_file_values(host: HostReader, path: Path) -> Iterator[tuple[str, str]]:
     parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read_string(host.read(path))
@@ -265,7 +204,7 @@ def _pip_file_values(host: _Host, path: Path) -> Iterator[tuple[str, str]]:
                     yield name, value or ""
 
 
-def _pip_values(host: _Host, key: str, value: str, where: str) -> list[str]:
+def _pip_values(host: HostReader, key: str, value: str, where: str) -> list[str]:
     words = value.split()
     if key.endswith("url"):
         return [url for word in words if (url := host.url(word, where))]
@@ -274,7 +213,7 @@ def _pip_values(host: _Host, key: str, value: str, where: str) -> list[str]:
     return [
         word
         for word in words
-        if _HOST_NAME.fullmatch(word.partition(":")[0].lower())
+        if HOST_NAME.fullmatch(word.partition(":")[0].lower())
         and re.fullmatch(r"[^:@/]+(:\d{1,5})?", word)
     ]
 
@@ -300,11 +239,11 @@ print(PyPI.netloc, PyPI.file_storage_domain)
 """
 
 
-def _pip_default_hosts(host: _Host) -> set[str]:
+def _pip_default_hosts(host: HostReader) -> set[str]:
     """pip's default index host and the host of that index's files."""
     for python in (sys.executable, "python3"):
         names = set(host.run([python, "-I", "-c", _ASK_PIP]).split())
-        if names and all(map(_is_host_name, names)):
+        if names and all(map(is_host_name, names)):
             return names
     host.warnings.append("pip: its default index is not known, for no pip was found to ask")
     return set()
@@ -313,12 +252,14 @@ def _pip_default_hosts(host: _Host) -> set[str]:
 _UV_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
 
 
-def _read_uv(host: _Host, pip: _PipSettings) -> dict[str, str]:
-    """uv's index variables; pip's index where uv has none, for uv does not read pip's files."""
+def _read_uv(host: HostReader, pip: _PipSettings) -> dict[str, str]:
+    """uv's index variables, else its files; pip's index where uv has none of its own."""
+    words = read_uv_files(host) | {
+        name: (host.env[name], f"environment: {name}") for name in _UV_VARIABLES if name in host.env
+    }
     found: dict[str, str] = {}
-    for variable in _UV_VARIABLES:
-        words = host.env.get(variable, "").split()
-        cleaned = [index for word in words if (index := _uv_index(host, word, variable))]
+    for variable, (text, where) in words.items():
+        cleaned = [index for word in text.split() if (index := _uv_index(host, word, where))]
         if cleaned:
             found[variable] = " ".join(cleaned)
     if not found.keys() & {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} and "index-url" in pip:
@@ -326,10 +267,10 @@ def _read_uv(host: _Host, pip: _PipSettings) -> dict[str, str]:
     return found
 
 
-def _uv_index(host: _Host, word: str, variable: str) -> str | None:
+def _uv_index(host: HostReader, word: str, where: str) -> str | None:
     """One `URL` or `NAME=URL`."""
     name = re.match(r"([A-Za-z0-9._-]+)=", word)
-    url = host.url(word[name.end() :] if name else word, f"environment: {variable}")
+    url = host.url(word[name.end() :] if name else word, where)
     return f"{name[0]}{url}" if url and name else url
 
 
@@ -338,7 +279,7 @@ def _uv_index(host: _Host, word: str, variable: str) -> str | None:
 _NPM_KEY = re.compile(r"(?:@[A-Za-z0-9._~-]+:)?registry")
 
 
-def _read_npm(host: _Host) -> dict[str, str]:
+def _read_npm(host: HostReader) -> dict[str, str]:
     """npm's `registry` and `@scope:registry` settings, cleaned."""
     raw: dict[str, tuple[str, str]] = {}
     places = (host.path("/usr/etc/npmrc"), host.path(_NPMRC), host.home / ".npmrc")
@@ -391,7 +332,7 @@ _KEYRING = re.compile(r"/(?:etc/apt/(?:keyrings|trusted\.gpg\.d)|usr/share/keyri
 _ONE_LINE = re.compile(r"(deb(?:-src)?)\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+([^#]+)")
 
 
-def _read_apt_sources(host: _Host) -> dict[str, bytes]:
+def _read_apt_sources(host: HostReader) -> dict[str, bytes]:
     """The source lists, written anew, and the public keys that they name."""
     parts = host.path("/etc/apt/sources.list.d")
     paths = [host.path("/etc/apt/sources.list"), *sorted(parts.glob("*.list"))]
@@ -405,7 +346,7 @@ def _read_apt_sources(host: _Host) -> dict[str, bytes]:
     }
 
 
-def _inside(host: _Host, path: Path) -> str:
+def _inside(host: HostReader, path: Path) -> str:
     return "/" + path.relative_to(host.root).as_posix()
 
 
@@ -421,7 +362,7 @@ def _key_bytes(path: Path) -> bytes:
     return data if public and b"PRIVATE KEY" not in data else b""
 
 
-def _one_line_sources(host: _Host, path: Path) -> str:
+def _one_line_sources(host: HostReader, path: Path) -> str:
     lines: list[str] = []
     for line in host.read(path).splitlines():
         match = _ONE_LINE.match(line.strip())
@@ -436,7 +377,7 @@ def _one_line_options(text: str | None) -> list[str]:
     return [f"[{' '.join(words)}]"] if words else []
 
 
-def _deb822_sources(host: _Host, path: Path) -> str:
+def _deb822_sources(host: HostReader, path: Path) -> str:
     stanzas = (_deb822_fields(text) for text in re.split(r"\n\s*\n", host.read(path)))
     written = (_deb822_stanza(host, path, fields) for fields in stanzas)
     return "\n".join(text for text in written if text)
@@ -458,7 +399,7 @@ def _deb822_fields(stanza: str) -> dict[str, str]:
     return fields
 
 
-def _deb822_stanza(host: _Host, path: Path, fields: Mapping[str, str]) -> str:
+def _deb822_stanza(host: HostReader, path: Path, fields: Mapping[str, str]) -> str:
     if fields.get("enabled", "yes").lower() in ("no", "false", "0", "off"):
         return ""
     words = fields.get("uris", "").split()
@@ -477,7 +418,7 @@ _APT_CHECK = re.compile(
 )
 
 
-def _read_apt_checks(host: _Host) -> tuple[str, ...]:
+def _read_apt_checks(host: HostReader) -> tuple[str, ...]:
     """The date checks that are switched off; of apt's settings nothing else is looked at."""
     parts = host.path("/etc/apt/apt.conf.d")
     found: set[str] = set()
