@@ -579,9 +579,9 @@ async def test_a_command_above_the_cpu_limit_is_held_back(bubblewrap: MakeSandbo
         result = await box.exec("timeout 2 sh -c 'while :; do :; done'")
         assert result.cpu_s is not None
         assert result.throttled_s is not None
-        assert result.cpu_s < 1.2
+        assert result.cpu_s < 0.7 * result.duration_s
         assert result.throttled_s > 0.5
-        assert (await box.stats()).throttled_s == pytest.approx(result.throttled_s, abs=1)
+        assert ((await box.stats()).throttled_s or 0) >= result.throttled_s  # the start counts
 
 
 @pytest.mark.sandbox
