@@ -28,6 +28,8 @@ _CAPABILITIES = (
     "CAP_MKNOD",
 )
 
+KEPT = ("/testbed", "/opt", "/root")
+
 
 def jail(*binds: str) -> list[str]:
     """A command line that gives its program an own root, processes, network and user ids."""
@@ -126,13 +128,17 @@ class GuestSandbox:
         return await self.session.collect(paths, into)
 
     async def snapshot(self, target: Path) -> None:
-        await self.session.snapshot(target, ["/testbed", "/opt", "/root"])
+        await self.session.snapshot(target, KEPT)
 
     async def restore(self, source: Path) -> None:
-        await self.session.restore(source)
+        await self.session.restore(source, clear=KEPT)
 
     async def fork(self) -> Sandbox:
-        raise NotImplementedError
+        twin = GuestSandbox(self.policy)
+        await self.snapshot(self._folder / "state")
+        await twin.start()
+        await twin.restore(self._folder / "state")
+        return twin
 
     def egress(self) -> list[EgressRecord]:
         return []

@@ -326,13 +326,28 @@ class Limits:
 
     def __init__(self, fields: Sequence[bytes]) -> None:
         self.half, self.saved_bytes, self.flood_bytes = (int(field) for field in fields[:3])
-        self.open_files = int(fields[3]) if fields[3] else None
-        self.output_dir = os.fsdecode(fields[4])
-        self.working_dir = fields[5]
-        self.control_dirs = [os.fsdecode(part) for part in split_fields(fields[6])]
-        pairs = split_fields(fields[7])
+        self._open_files, self._file_bytes = fields[3:5]
+        self.output_dir = os.fsdecode(fields[5])
+        self.working_dir = fields[6]
+        self.control_dirs = [os.fsdecode(part) for part in split_fields(fields[7])]
+        pairs = split_fields(fields[8])
         self.environment = dict(zip(pairs[::2], pairs[1::2]))  # noqa: B905  `strict` is of 3.10
-        self.proxy_socket = fields[8]
+        self.proxy_socket = fields[9]
+
+    def apply(self, pid: int) -> None:
+        """Ceilings of a shell and of all that it starts; the guest itself keeps its own."""
+        import resource
+
+        for kind, field in (
+            (resource.RLIMIT_NOFILE, self._open_files),
+            (resource.RLIMIT_FSIZE, self._file_bytes),
+            (resource.RLIMIT_CORE, b"0"),
+        ):
+            if field:
+                hard = resource.prlimit(pid, kind)[1]
+                value = int(field)
+                value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+                resource.prlimit(pid, kind, (value, value))
 
 
 class Capture:
@@ -784,9 +799,8 @@ class Runner:
             self._choose_control()
         self._spawn()
         raise_oom_score(b"/proc/%d/oom_score_adj" % self.shell)
-        limit = self._limits.open_files
-        setup = SETUP + (b"ulimit -n %d\n" % limit if limit is not None else b"")
-        self._write_control("setup", setup + b"cd -- " + quoted(self._working_dir) + b"\n")
+        self._limits.apply(self.shell)
+        self._write_control("setup", SETUP + b"cd -- " + quoted(self._working_dir) + b"\n")
         name = os.urandom(6).hex().encode()
         control = os.fsencode(self.control)
         self._tell(b". %s/setup; builtin printf '%s 0\\n' >&%d\n" % (control, name, _STATUS_FD))
@@ -1141,6 +1155,7 @@ class Credit:
 
     def __init__(self) -> None:
         self._bytes = 0
+        self._stopped = False
         self._gate = _thread.allocate_lock()
         self._gate.acquire()
 
@@ -1149,9 +1164,15 @@ class Credit:
         if self._gate.locked():
             self._gate.release()
 
+    def stop(self) -> None:
+        self._stopped = True
+        self.grant(0)
+
     def take(self, size: int) -> None:
-        while self._bytes < size:
+        while self._bytes < size and not self._stopped:
             self._gate.acquire()
+        if self._stopped:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self._bytes -= size
 
 
@@ -1558,7 +1579,10 @@ class Guest:
         self._shell().submit(Job(ident, milliseconds / 1000, text))
 
     def _abort(self, ident: int, _: bytes) -> None:
-        self._shell().cancel(ident)
+        if ident in self._credits:
+            self._credits[ident].stop()
+        else:
+            self._shell().cancel(ident)
 
     def _reset(self, ident: int, _: bytes) -> None:
         self._shell().submit(Job(ident, -1.0, b""))

@@ -41,6 +41,7 @@ T = TypeVar("T")
 _START_S = 30.0
 _ANSWER_S = 30.0
 _PACK_S = 600.0
+_PACK_SLACK = 64 * 1024 * 1024
 _GRACE_S = 10.0  # beyond a command's timeout: the guest has ended it by then, or never will
 _LAST_WORD_S = 1.0
 _WINDOW = 6  # chunks under way of one file
@@ -187,6 +188,7 @@ class _PackCall(_Call):
     def __init__(self) -> None:
         super().__init__(guest.OK)
         self.credit = 0
+        self.dropping = False
         self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     def accept(self, kind: int, body: bytes) -> bool:
@@ -197,7 +199,8 @@ class _PackCall(_Call):
         self.credit -= len(body)
         if not body or self.credit < 0:
             raise _Broken("more of a packed tree than there was credit for")
-        self.pieces.put_nowait(body)
+        if not self.dropping:
+            self.pieces.put_nowait(body)
         return False
 
     def fail(self, error: Exception) -> None:
@@ -419,17 +422,28 @@ class GuestSession:
         names = guest.join_fields(_path_bytes(path) for path in paths)
         await self._send_text(ident, names, guest.PACK, b"")
         await self._grant(call, ident, _CREDIT_BYTES)
+        most, size = self._most_packed(), 0
         try:
             while (piece := await asyncio.wait_for(call.pieces.get(), _ANSWER_S)) is not None:
+                size += len(piece)
+                if most is not None and size > most:
+                    raise SandboxFileError("the files inside", f"are more than {most} bytes")
                 await asyncio.to_thread(write, piece)
                 await self._grant(call, ident, len(piece))
         except TimeoutError as exc:
             raise self._die(DeathCause.UNRESPONSIVE, "packing files came to a halt") from exc
         except BaseException:
-            await self._grant(call, ident, 1 << 50)  # let it end; what still comes is dropped
+            call.dropping = True  # what is on its way is dropped
+            if not self._died.done():
+                await self._send(guest.ABORT, ident, b"")
             raise
         with _file_errors("the files inside"):
             await self._await(call, _ANSWER_S)
+
+    def _most_packed(self) -> int | None:
+        """A sparse file without end must not fill the host's disk."""
+        disk = self._policy.limits.disk_bytes
+        return None if disk is None else 2 * disk + _PACK_SLACK
 
     async def _grant(self, call: _PackCall, ident: int, size: int) -> None:
         call.credit += size
@@ -549,6 +563,7 @@ class GuestSession:
                 limits.saved_bytes,
                 limits.flood_bytes,
                 limits.open_files,
+                limits.file_bytes,
                 os.fsencode(self._output_dir),
                 os.fsencode(self._policy.working_dir),
                 guest.join_fields(map(os.fsencode, self._control_dirs)),
