@@ -93,7 +93,7 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 failed=0
 tests='python3 -m pytest -q -p no:cacheprovider --tb=short --color=no'
 real="$tests -m sandbox --durations=4 tests/sandbox/test_cgroups.py"
-part='memory or process or cpu or meter or timeout or survive or close'
+part='limit or memory or process or close or daemon or killing or snapshot'
 contract="$tests -x tests/sandbox/test_contract.py"
 
 as_visitor() {

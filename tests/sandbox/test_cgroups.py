@@ -574,13 +574,14 @@ async def test_processes_above_the_limit_are_refused(bubblewrap: MakeSandbox) ->
 
 @pytest.mark.sandbox
 async def test_a_command_above_the_cpu_limit_is_held_back(bubblewrap: MakeSandbox) -> None:
-    async with opened(bubblewrap, small_policy(cpus=0.2)) as box:
+    """So small a share that it is the limit that holds it back, on a busy machine too."""
+    async with opened(bubblewrap, small_policy(cpus=0.1)) as box:
         group_of(box)
         result = await box.exec("timeout 2 sh -c 'while :; do :; done'")
         assert result.cpu_s is not None
         assert result.throttled_s is not None
-        assert result.cpu_s < 0.7 * result.duration_s
-        assert result.throttled_s > 0.5
+        assert result.cpu_s < 0.5 * result.duration_s
+        assert result.throttled_s > 0.1
         assert ((await box.stats()).throttled_s or 0) >= result.throttled_s  # the start counts
 
 
