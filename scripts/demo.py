@@ -1,11 +1,15 @@
 """The demo: a real small model works in a real sandbox on the files of demo/input.
 
+Where no backend with walls of its own works, it takes `restricted`, which holds less, and says so:
+what runs there is what the small model asks for, on the files of this repository.
+
 Ends with 0 when the machinery worked, whatever the model answered, and with another code when it
 did not. Set up by `make demo`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import shutil
@@ -14,8 +18,11 @@ import sys
 import time
 from pathlib import Path
 
+from sandlot.core.errors import SandboxUnavailable
 from sandlot.core.store import RunDirectory, newest_run
 from sandlot.core.types import Trajectory
+from sandlot.sandbox.choose import AUTO, choose_here
+from sandlot.settings import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 INPUT, OUTPUT, RUNS = ROOT / "demo" / "input", ROOT / "demo-output", ROOT / "runs"
@@ -37,11 +44,12 @@ def truth() -> str:
 
 def main() -> int:
     began = time.monotonic()
-    image = prepare_image()
+    backend = pick_backend()
+    image = "host" if backend == "restricted" else prepare_image()
     shutil.rmtree(OUTPUT, ignore_errors=True)
-    step(f"a model works on {INPUT.relative_to(ROOT)} (image {image})")
+    step(f"a model works on {INPUT.relative_to(ROOT)} (backend {backend}, image {image})")
     before = newest_run(RUNS)
-    code = run_model(image)
+    code = run_model(backend, image)
     if code not in MACHINERY_WORKED:
         print(f"\ndemo: the run failed (exit code {code}); see above", file=sys.stderr)
         return code
@@ -53,7 +61,21 @@ def main() -> int:
     return 0
 
 
-def run_model(image: str) -> int:
+def pick_backend() -> str:
+    """What the settings name or `auto` finds; where nothing works, the weaker backend."""
+    settings = resolve()
+    if settings.backend != AUTO:
+        return settings.backend
+    try:
+        choice = asyncio.run(choose_here(settings.state_dir, os.environ, settings.engine))
+    except SandboxUnavailable as exc:
+        step(str(exc))
+        step("so this demo, and only it, takes the weaker one by itself: --backend restricted")
+        return "restricted"
+    return choice.backend
+
+
+def run_model(backend: str, image: str) -> int:
     command: list[str | Path] = [
         SANDLOT,
         "run",
@@ -62,6 +84,8 @@ def run_model(image: str) -> int:
         "local",
         "--profile",
         "compact",
+        "--backend",
+        backend,
         "--image",
         image,
     ]

@@ -113,9 +113,7 @@ async def open_sandbox(
             runtime=runtime,
         )
     if backend == "restricted":
-        from sandlot.sandbox.restricted import open_restricted
-
-        return await open_restricted(policy, image, state, environ, progress)
+        return await _open_restricted(policy, image, state, environ, progress)
     if backend == "fake":
         from sandlot.sandbox.fake import FakeSandbox
 
@@ -178,6 +176,16 @@ async def _open_bubblewrap(
         environment=_network_environment(policy, config, wall),
         spool_dir=state,
     )
+
+
+async def _open_restricted(
+    policy: Policy, image: str, state: Path, environ: Mapping[str, str], progress: Progress
+) -> Sandbox:
+    runtime = _host.runtime_dir(environ, state)
+    shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
+    config = await shared.prepare(runtime, environ)
+    wall = credential_wall(policy, config)
+    return await _restricted.open_restricted(policy, image, state, config, progress, wall=wall)
 
 
 def credential_wall(policy: Policy, config: HostConfig) -> CredentialWall | None:

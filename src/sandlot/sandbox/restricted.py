@@ -58,6 +58,7 @@ from sandlot.sandbox.restricted_filter import build_restricted_filter, call_numb
 from sandlot.sandbox.seccomp import build_filter
 
 if TYPE_CHECKING:
+    from sandlot.sandbox.credentials import CredentialWall
     from sandlot.sandbox.egress import EgressProxy
     from sandlot.sandbox.guest_session import GuestSession
     from sandlot.sandbox.hostconfig import HostConfig
@@ -123,6 +124,7 @@ class RestrictedSandbox:
         state: Path,
         config: HostConfig,
         progress: Callable[[str], None],
+        wall: CredentialWall | None = None,
     ) -> None:
         self._lease_dir = private_folders(state, ground) / secrets.token_hex(6)
         self.base = self._lease_dir / "files"
@@ -133,6 +135,7 @@ class RestrictedSandbox:
         self._state = state
         self._config = config
         self._progress = progress
+        self._wall = wall
         self._life: _Life | None = None
         self._death: SandboxDied | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -169,7 +172,7 @@ class RestrictedSandbox:
             self._life = _Life(
                 self.policy, self._ground, self._lease_dir, self._state, self._environment()
             )
-            await self._life.start(self._config, self._folders)
+            await self._life.start(self._config, self._folders, self._wall)
         except BaseException:
             await asyncio.shield(self.close())
             raise
@@ -214,6 +217,7 @@ class RestrictedSandbox:
             state=self._state,
             config=self._config,
             progress=lambda _: None,
+            wall=self._wall,
         )
         kept = self._lease_dir / f"fork-{secrets.token_hex(4)}"
         try:
@@ -308,13 +312,14 @@ class _Life:
         self._stopped = False
         self.session: GuestSession | None = None
 
-    async def start(self, config: HostConfig, folders: Sequence[str]) -> None:
+    async def start(
+        self, config: HostConfig, folders: Sequence[str], wall: CredentialWall | None
+    ) -> None:
         from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession
 
-        _make_top(self._folder.parent)
-        self._folder.mkdir(mode=0o711)
+        _make_folder(self._folder)
         self._lock = _write_lease(self._folder)
-        proxy = await self._open_proxy(config)
+        proxy = await self._open_proxy(config, wall)
         program, reading = find_python()
         argv = [program, *GUEST_COMMAND[1:]]
         request = self._request(argv, folders, proxy, reading)
@@ -374,7 +379,9 @@ class _Life:
 
     # --- starting -------------------------------------------------------------------------------
 
-    async def _open_proxy(self, config: HostConfig) -> tuple[str, int] | None:
+    async def _open_proxy(
+        self, config: HostConfig, wall: CredentialWall | None
+    ) -> tuple[str, int] | None:
         from sandlot.sandbox.egress import EgressProxy
         from sandlot.sandbox.hostconfig import proxy_environment
 
@@ -383,7 +390,8 @@ class _Life:
             return None
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         token = secrets.token_urlsafe(24)
-        self._egress = EgressProxy(listener, network, config.package_hosts, token=token)
+        hosts = config.package_hosts
+        self._egress = EgressProxy(listener, network, hosts, token=token, wall=wall)
         await self._egress.start()
         where: tuple[str, int] = listener.getsockname()
         plain, secret = f"//{where[0]}:{where[1]}", f"//sandlot:{token}@{where[0]}:{where[1]}"
@@ -831,7 +839,11 @@ def private_folders(state: Path, ground: Ground) -> Path:
 
 
 def _elsewhere(state: Path) -> Path:
-    return Path(f"/var/tmp/sandlot-{os.getuid()}", hashlib.sha256(bytes(state)).hexdigest()[:12])
+    return _shared_top() / hashlib.sha256(bytes(state)).hexdigest()[:12]
+
+
+def _shared_top() -> Path:
+    return Path(f"/var/tmp/sandlot-{os.getuid()}")
 
 
 def _make_top(top: Path) -> None:
@@ -845,6 +857,19 @@ def _make_top(top: Path) -> None:
         status = folder.lstat()
         if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
             raise SandboxUnavailable(f"{folder} belongs to somebody else; remove it")
+
+
+def _make_folder(folder: Path) -> None:
+    """The last sandbox of a top removes it, perhaps just now."""
+    for last in (False, False, True):
+        _make_top(folder.parent)
+        try:
+            folder.mkdir(mode=0o711)
+        except FileNotFoundError:
+            if last:
+                raise
+        else:
+            return
 
 
 def all_leases(state: Path) -> list[Lease]:
@@ -900,6 +925,7 @@ def _works_in(pid: str, folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
+    """Remove a lease's folder, whatever modes were set inside, and its top if it is empty."""
     for words in (
         ["-type", "d", "!", "-perm", "-0700", "-execdir", "chmod", "u+rwx", "{}", ";"],
         ["-delete"],
@@ -912,6 +938,9 @@ def _clear(folder: Path) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+    for top in (folder.parent, _shared_top()):
+        with contextlib.suppress(OSError):  # it holds others
+            top.rmdir()
 
 
 def _write_lease(folder: Path) -> int:
@@ -928,9 +957,10 @@ async def open_restricted(
     policy: Policy,
     image: str,
     state: Path,
-    environ: Mapping[str, str],
+    config: HostConfig,
     progress: Callable[[str], None],
     *,
+    wall: CredentialWall | None = None,
     most_abi: int | None = None,
 ) -> RestrictedSandbox:
     """A sandbox that is ready to be started.
@@ -939,8 +969,6 @@ async def open_restricted(
         SandboxUnavailable: this kernel has no Landlock.
         ImageError: any image but `host`, which alone this backend can show.
     """
-    from sandlot.sandbox.hostconfig import read_host
-
     ground = survey(most_abi=most_abi)
     if image != "host":
         raise ImageError(
@@ -948,5 +976,13 @@ async def open_restricted(
             "used (--image host)"
         )
     await asyncio.to_thread(reap, state)
-    config = await asyncio.to_thread(read_host, environ, Path(environ.get("HOME", "/")))
-    return RestrictedSandbox(policy, ground=ground, state=state, config=config, progress=progress)
+    if wall is not None:
+        trust = wall.trust(config.ca_bundle)
+        config = replace(
+            config,
+            files={**config.files, **trust.files},
+            environment={**config.environment, **trust.environment},
+        )
+    return RestrictedSandbox(
+        policy, ground=ground, state=state, config=config, progress=progress, wall=wall
+    )

@@ -161,7 +161,6 @@ _OTHERS_PROCESSES = dict.fromkeys(
     ("pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), _EPERM
 )
 _ONLY_ITSELF = (
-    "prlimit64",
     "sched_setparam",
     "sched_setscheduler",
     "sched_setaffinity",
@@ -217,14 +216,21 @@ def build_restricted_filter(
     code += _sockets(calls, inet)
     code += _on(calls["fcntl"], _refuse_values(1, (_F_SETOWN, _F_SETOWN_EX)))
     code += _on(calls["ioctl"], _refuse_values(1, (_FIOSETOWN, _SIOCSPGRP)))
+    if not own_id:
+        code += _others_of_this_user(calls)
+    code.append(_op(_RET, k=_ALLOW))
+    return b"".join(code)
+
+
+def _others_of_this_user(calls: Mapping[str, int]) -> list[bytes]:
+    """What the kernel lets a user change of all his processes and files, Landlock or not."""
+    code: list[bytes] = []
     for name in _ONLY_ITSELF:
         code += _on(calls[name], _require(0, (0,)))
     code += _on(calls["setpriority"], _require(0, (0,)) + _require(1, (0,)))
     code += _on(calls["ioprio_set"], _require(0, (1,)) + _require(1, (0,)))
-    if not own_id:
-        code += _on(calls["utimensat"], _hand_over_paths())
-    code.append(_op(_RET, k=_ALLOW))
-    return b"".join(code)
+    code += _on(calls["prlimit64"], [*_load(0), _op(_JEQ, 1, 0, 0), _op(_RET, k=_NOTIFY)])
+    return code + _on(calls["utimensat"], _hand_over_paths())
 
 
 def _sockets(calls: Mapping[str, int], inet: bool) -> list[bytes]:

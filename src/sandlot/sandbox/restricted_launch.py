@@ -44,7 +44,7 @@ _NOTIF_ADDFD = 0x40182103
 _NOTIF = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 _ADD_FD = struct.Struct("=QIIII")
-_SETFD = 1
+_SETFD, _CONTINUE = 1, 1
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW = -100, 0x100
 _PATH_BYTES = 4096
 _WATCH_S = 0.25
@@ -331,9 +331,11 @@ class _Question:
             raise OSError(errno.ENAMETOOLONG, "too long")
         return os.fsdecode(text)
 
-    def answer(self, error: int) -> None:
+    def answer(self, error: int, *, go_on: bool = False) -> None:
+        """`go_on` lets the kernel run the call itself, for calls whose registers say it all."""
+        words = _ANSWER.pack(self.id, 0, -error, _CONTINUE if go_on else 0)
         with contextlib.suppress(OSError):  # the caller was killed meanwhile
-            fcntl.ioctl(self._listener, _NOTIF_SEND, _ANSWER.pack(self.id, 0, -error, 0))
+            fcntl.ioctl(self._listener, _NOTIF_SEND, words)
 
     def give(self, source: int, target: int) -> None:
         """Put a descriptor of ours in the place of one of the caller's."""
@@ -368,12 +370,14 @@ class _Broker:
             "fchmodat": lambda asked: self._chmod(asked, asked.number(0), 1, 0),
             "fchmodat2": lambda asked: self._chmod(asked, asked.number(0), 1, asked.number(3)),
             "utimensat": self._utime,
+            "prlimit64": self._limit,
             "kill": self._kill,
             "tkill": lambda asked: self._thread_kill(asked, 0, asked.number(1)),
             "tgkill": lambda asked: self._thread_kill(asked, 1, asked.number(2)),
         }
         calls: dict[str, int] = request["calls"]
         self._table = {calls[name]: does for name, does in table.items() if name in calls}
+        self._go_on = {calls["prlimit64"]}
 
     def serve(self) -> None:
         """Answer one question. Whatever the inside asks, this must not end the supervisor."""
@@ -384,7 +388,7 @@ class _Broker:
         try:
             with self._as_the_inside():
                 self._table[asked.call](asked)
-            asked.answer(0)
+            asked.answer(0, go_on=asked.call in self._go_on)
         except OSError as exc:
             asked.answer(exc.errno or errno.EACCES)
         except (KeyError, ValueError, IndexError, OverflowError):
@@ -461,6 +465,10 @@ class _Broker:
             yield ours
         finally:
             os.close(fd)
+
+    def _limit(self, asked: _Question) -> None:
+        if not is_inside(asked.number(0)):
+            raise OSError(errno.EPERM, "outside")
 
     def _kill(self, asked: _Question) -> None:
         number, target = asked.number(1), asked.number(0)
