@@ -25,7 +25,7 @@ def test_json_is_one_object_with_a_row_for_each_thing_tried(sandlot: Command) ->
 def test_rows_come_as_lines_and_end_with_a_summary(sandlot: Command) -> None:
     done = sandlot("doctor", "--backend", "fake")
     lines = done.stdout.splitlines()
-    assert any(line.startswith("kept       fake  start: started in") for line in lines)
+    assert any(line.startswith("kept       fake  start: made ready in") for line in lines)
     assert any(line.startswith("not tried  fake  everything else: (it says") for line in lines)
     assert lines[-1] == "fake, the default, runs here"
 

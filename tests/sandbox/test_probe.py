@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.backends import REQUIRED, image_cache
+from sandbox.podman import PodmanService
 from sandlot.core.errors import DeathCause, SandboxDied, SandboxUnavailable
 from sandlot.core.types import EgressRecord
 from sandlot.sandbox import probe_machine, probe_network, probe_owner
@@ -376,7 +377,7 @@ async def test_the_owner_takes_its_order_and_dies_of_sigkill_without_a_trace(ben
     bench = replace(bench, backend="fake", owner=probe_owner.OWNER)
     seen = await tried(attempt("leavings"), FakeSandbox(), bench)
     assert seen.kept is True, seen.evidence
-    assert "processes are not visible" in seen.evidence
+    assert "cannot be seen" in seen.evidence
 
 
 # --- findings -------------------------------------------------------------------------------
@@ -525,3 +526,24 @@ async def test_every_promise_of_bubblewrap_is_kept_here(
         excused = not grouped and one.promise in ("memory", "cpus", "processes")
         assert one.result is Result.KEPT or (excused and one.because), one
     assert not list((tmp_path / "sandlot").glob("*/lease.json"))
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+async def test_every_promise_of_podman_is_kept_here(
+    podman_service: PodmanService, podman_image: str, tmp_path: Path
+) -> None:
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(podman_service.folder / "run")}
+    setup = Setup(
+        image_cache(),
+        tmp_path,
+        environ,
+        engine_image=podman_image,
+        engine=podman_service.address,
+    )
+    found = [one async for one in probe_backend("podman", setup)]
+    assert len(found) == len(ATTEMPTS) + 1, found
+    for one in found:
+        excused = one.because.startswith("best effort") and os.getuid() != 0
+        assert one.result is Result.KEPT or excused, one
+    assert not podman_service.containers()

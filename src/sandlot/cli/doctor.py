@@ -34,8 +34,10 @@ def doctor(
 ) -> None:
     """Try to break each promise on this machine; say what held, by what means, and what would help.
 
-    Every backend that can start here is tried, or the one of --backend. Nothing outside this
-    machine is contacted. Exit code 1 where the default backend cannot run here.
+    Every backend that can start here is tried, or the one of --backend. Container engines get the
+    image of --image, or a standard one that is built already. Nothing outside this machine is
+    contacted, unless an engine has to fetch the image of --image. Exit code 1 where the default
+    backend cannot run here.
     """
     import asyncio
 
@@ -87,11 +89,27 @@ def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIte
         settings.cache_dir,
         settings.state_dir,
         dict(os.environ),
-        image=settings.image,
+        engine_image=_engine_image(settings),
         engine=settings.engine,
         runtime=settings.runtime,
     )
     return probe.probe(names, setup, trying=trying)
+
+
+def _engine_image(settings: Settings) -> str | None:
+    """The image that was asked for, else the smallest of the standard ones that is built."""
+    from sandlot.core.errors import ImageError
+    from sandlot.sandbox.images import ImageStore
+
+    if settings.asked("image"):
+        return settings.image
+    for name in ("base", "science"):
+        try:
+            ImageStore(settings.cache_dir).resolve(name)
+        except ImageError:
+            continue
+        return name
+    return None
 
 
 def _summary(found: list[Finding], default: str, runs_here: bool) -> list[str]:

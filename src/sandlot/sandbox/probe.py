@@ -10,9 +10,10 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import entry_points
+from itertools import pairwise
 from pathlib import Path
 
 from sandlot.core.errors import ConfigError, SandlotError
@@ -29,7 +30,9 @@ from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 from sandlot.sandbox.probe_attempts import Setup as Setup
 
 MACHINE = "machine"
-BACKENDS = ("bubblewrap", "podman", "docker", "restricted")
+ENGINES = ("podman", "docker")
+BACKENDS = ("bubblewrap", *ENGINES, "restricted")
+_NO_IMAGE = "host"  # an engine refuses it, and its refusal says what to name instead
 ATTEMPTS = (*probe_attempts.ATTEMPTS, *probe_network.ATTEMPTS, *probe_owner.ATTEMPTS)
 _START_S, _ATTEMPT_S, _CLOSE_S = 60.0, 60.0, 20.0
 # Promises of the contract that no row of `enforcement` speaks of.
@@ -137,6 +140,8 @@ async def probe_backend(
     attempts: Iterable[Attempt] = ATTEMPTS,
 ) -> AsyncIterator[Finding]:
     """The first row says whether it starts; where it does not, that is the only one."""
+    if name in ENGINES:
+        setup = replace(setup, image=setup.engine_image or _NO_IMAGE)
     opening = open_box or _opener(setup)
     trying(f"{name}: start")
     start, rows = await _start(name, opening)
@@ -160,7 +165,7 @@ def _opener(setup: Setup) -> Open:
         return await registry.open_sandbox(
             name,
             policy=policy,
-            image=setup.image if name in ("podman", "docker") else "host",
+            image=setup.image,
             cache=setup.cache,
             state=setup.state,
             environ=setup.environ,
@@ -178,6 +183,7 @@ async def _start(name: str, opening: Open) -> tuple[Finding, tuple[Enforcement, 
     try:
         async with asyncio.timeout(_START_S):
             box = await opening(name, small())
+        ready = time.monotonic()
         async with _opened(box):
             started = time.monotonic()
             result = await box.exec("echo $((6 * 7))", 20)
@@ -185,8 +191,8 @@ async def _start(name: str, opening: Open) -> tuple[Finding, tuple[Enforcement, 
             rows = box.enforcement
     except (SandlotError, TimeoutError) as exc:
         return _no_start(name, exc), ()
-    took = [f"{1000 * seconds:.0f} ms" for seconds in (started - began, answered - started)]
-    said = f"started in {took[0]}, first command after {took[1]}"
+    took = [f"{1000 * (b - a):.0f} ms" for a, b in pairwise((began, ready, started, answered))]
+    said = f"made ready in {took[0]}, started in {took[1]}, first command after {took[2]}"
     if result.stdout != "42\n" and name != "fake":
         return Finding(name, "start", Result.NOT_KEPT, evidence=f"it printed {result.stdout!r}"), ()
     return Finding(name, "start", Result.KEPT, evidence=said), rows

@@ -30,12 +30,17 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What every sandbox of a probe is opened with; see `registry.open_sandbox`."""
+    """What every sandbox of a probe is opened with; see `registry.open_sandbox`.
+
+    `engine_image` is the image for backends that cannot show the machine's own files. It has to be
+    on this machine already, for a probe neither builds nor fetches.
+    """
 
     cache: Path
     state: Path
     environ: Mapping[str, str]
     image: str = "host"
+    engine_image: str | None = None
     engine: str | None = None
     runtime: str | None = None
 
@@ -46,7 +51,7 @@ class Bench:
 
     `owner` is the argv of a process that reads an order (JSON) on its standard input, starts a
     sandbox of the backend, runs `sleep MARKER` in it, prints `ready` and waits; see `probe_owner`.
-    What it leaves has `patience_s` to go by itself, and twice that once reaping was asked for.
+    What it leaves has `patience_s` to go by itself, and again once reaping was asked for.
     """
 
     folder: Path

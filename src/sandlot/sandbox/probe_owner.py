@@ -99,12 +99,12 @@ async def _ready(owner: asyncio.subprocess.Process, order: Mapping[str, object])
 
 
 async def _look(bench: Bench, pid: int, marker: str, cgroups: list[str], visible: bool) -> Seen:
-    gone = await _within(bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
-    how = "by itself"
-    if not gone:
+    ended = await _within(bench.patience_s, lambda: not running(marker))
+    how = "its process ended by itself" if visible else "its processes cannot be seen from here"
+    if not ended or not await _within(bench.patience_s, lambda: not _leases(bench, pid)):
         await registry.reap(bench.setup.state, bench.setup.environ)
-        how = "by the reaping of the next start"
-        await _within(2 * bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
+        how += ", the rest went by the reaping of the next start"
+        await _within(bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
     left = [f"process {found}" for found in running(marker)]
     left += [f"lease {lease.id}" for lease in _leases(bench, pid)]
     left += [f"cgroup {path}" for path in cgroups if os.path.exists(path)]
@@ -112,8 +112,7 @@ async def _look(bench: Bench, pid: int, marker: str, cgroups: list[str], visible
         os.kill(found, signal.SIGKILL)  # ours by its marker: the evidence must not stay
     if left:
         return Seen(False, f"left after SIGKILL of the owner: {', '.join(left)}")
-    what = "its process, lease and cgroups" if visible else "its lease (processes are not visible)"
-    return Seen(True, f"after SIGKILL of the owner {what} went {how}")
+    return Seen(True, f"nothing is left after SIGKILL of the owner: {how}")
 
 
 async def _within(seconds: float, done: Callable[[], bool]) -> bool:
