@@ -251,6 +251,53 @@ async def test_a_write_that_fails_half_way_is_refused_and_the_session_lives() ->
         assert await box.read_file("after") == b"1"
 
 
+@pytest.mark.sandbox
+async def test_a_flood_of_statuses_does_not_hide_the_true_one(box: GuestSandbox) -> None:
+    flood = 'for f in /proc/$$/fd/1?; do [ -w $f ] && [ -p $f ] && (yes "x 0" >$f &) ; done'
+    await box.exec(flood)
+    for _ in range(3):
+        with contextlib.suppress(SandboxDied):  # its own input was flooded as well: typed
+            result = await asyncio.wait_for(box.exec("(exit 4)", 3), 10)
+            assert result.exit_code == 4 or result.timed_out or result.shell_restarted
+
+
+_CGROUP_FILES = {
+    "v2": {
+        "memory.peak": "1000\n",
+        "memory.current": "700\n",
+        "cpu.stat": "usage_usec 2500000\nuser_usec 1\nthrottled_usec 30\n",
+        "pids.current": "4\n",
+    },
+    "v1": {
+        "memory/memory.max_usage_in_bytes": "1000\n",
+        "memory/memory.usage_in_bytes": "700\n",
+        "cpuacct/cpuacct.usage": "2500000999\n",
+        "cpu/cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 30999\n",
+        "pids/pids.current": "4\n",
+    },
+}
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_meters_read_both_versions_of_cgroups(version: str, tmp_path: Path) -> None:
+    for name, text in _CGROUP_FILES[version].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    meters = guest.Meters(str(tmp_path))
+    found = [meters.read(name) for name in ("peak", "memory", "cpu", "throttled", "processes")]
+    assert found == [1000, 700, 2_500_000, 30, 4]
+    meter = guest.Meter(meters)
+    for name in ("memory.peak", "memory/memory.max_usage_in_bytes"):
+        if (tmp_path / name).exists():
+            (tmp_path / name).write_text("1500\n")
+    assert meter.results() == (1500, 0, 0)
+
+
+def test_meters_without_cgroups_know_nothing(tmp_path: Path) -> None:
+    assert guest.Meters(str(tmp_path)).read("cpu") is None
+    assert guest.Meter(guest.Meters(str(tmp_path))).results() == (None, None, None)
+
+
 # --- Trees ----------------------------------------------------------------------------------------
 
 

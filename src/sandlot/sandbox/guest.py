@@ -466,16 +466,13 @@ class Meters:
         "processes": ("pids.current", "pids/pids.current"),
     }
 
-    def __init__(self) -> None:
-        self._fds = {}
-        if os.getpid() == 1:  # elsewhere these files are of somebody else's cgroup
-            for name, paths in self._FILES.items():
-                self._fds[name] = self._first(paths)
+    def __init__(self, folder: str) -> None:
+        self._fds = {name: self._first(folder, paths) for name, paths in self._FILES.items()}
 
-    def _first(self, paths: Sequence[str]) -> int:
+    def _first(self, folder: str, paths: Sequence[str]) -> int:
         for path in paths:
             try:
-                return os.open("/sys/fs/cgroup/" + path, os.O_RDONLY | os.O_CLOEXEC)
+                return os.open(f"{folder}/{path}", os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
         return -1
@@ -552,11 +549,13 @@ class Runner:
         self._wire = wire
         self._limits = limits
         self._tree = Tree()
-        self._meters = Meters()
+        # Elsewhere than in process 1 these files would be of somebody else's cgroup.
+        self._meters = Meters("/sys/fs/cgroup" if os.getpid() == 1 else "/nonexistent")
         self._lock = _thread.allocate_lock()
         self._jobs: list[Job] = []
         self._cancelled: set[int] = set()
-        self._answers: dict[bytes, int] = {}
+        self._awaited = b""
+        self._answer: int | None = None
         self._late: list[Capture] = []
         self._partial = b""
         self._last_status = 0
@@ -666,12 +665,14 @@ class Runner:
         stopped: Callable[[], bool] = lambda: False,
     ) -> int | None:
         """The status; None at the deadline, when stopped, or at the shell's own end."""
-        while name not in self._answers:
+        self._awaited, self._answer = name, None
+        while self._answer is None:
             left = deadline - time.monotonic()
             if left <= 0 or self._exit_status is not None or stopped():
-                return self._answers.pop(name, None)
+                self._wait(0, streams)  # what was said last
+                break
             self._wait(left, streams)
-        return self._answers.pop(name)
+        return self._answer
 
     def _is_stopped(self, ident: int, streams: list[Capture]) -> bool:
         return ident in self._cancelled or any(stream.flooded for stream in streams)
@@ -849,7 +850,7 @@ class Runner:
             (os.POSIX_SPAWN_DUP2, 1, 2),
             (os.POSIX_SPAWN_DUP2, status_w, _STATUS_FD),
         ]
-        self._partial, self._answers = b"", {}
+        self._partial = b""
         try:
             with self._lock:
                 self.shell = spawn_bash(actions, self._limits.environment)
@@ -934,14 +935,12 @@ class Runner:
             return
         *lines, rest = (self._partial + data).split(b"\n")
         self._partial = rest[:_STATUS_LINE_BYTES]
-        for line in lines[-100:]:
-            name, _, number = line[:_STATUS_LINE_BYTES].partition(b" ")
-            if number.isdigit() and len(number) < 10:
-                if len(self._answers) > 100:
-                    self._answers.clear()
-                self._answers[name] = int(number)
+        for line in lines:
+            name, _, number = line.partition(b" ")
+            if name == self._awaited and number.isdigit() and len(number) < 10:
+                self._answer = int(number)
         if len(lines) > 100:
-            time.sleep(0.01)
+            time.sleep(0.01)  # a flood costs little of the container's time
 
 
 def high_pipe() -> tuple[int, int]:
