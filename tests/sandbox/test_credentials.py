@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.proxy_world import World, get, status, world
+from sandbox.proxy_world import World, get, status, until, world
 from sandlot.core.errors import ConfigError, MissingExtra
+from sandlot.core.types import EgressRecord
 from sandlot.sandbox.credentials import (
     CertificateAuthority,
     CredentialWall,
@@ -201,8 +202,9 @@ async def test_client_that_does_not_trust_the_wall_leaves_a_record() -> None:
     async with wide() as w:
         with pytest.raises(ssl.SSLError):
             await w.ask(API, inner(), ca_pem=w.outside)
-        await w.proxied.proxy.close()
-        assert [r.verdict for r in w.proxied.records()] == ["TLS handshake failed"]
+        found: list[EgressRecord] = []
+        await until(lambda: bool(found.extend(w.proxied.records()) or found))
+        assert [r.verdict for r in found] == ["TLS handshake failed"]
         assert w.proxied.dialled == []
 
 

@@ -691,6 +691,19 @@ async def test_other_end_that_speaks_no_http_is_a_502(answer: bytes) -> None:
         assert b"example.org gave no valid answer" in got
 
 
+async def test_answer_that_comes_before_the_body_ended_is_passed_on() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+
+    async with world(serve=refuse) as w:
+        head = b"POST http://example.org/ HTTP/1.1\r\nHost: example.org\r\n"
+        size = 8_000_000
+        answer = await w.say(head + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+        assert status(answer) == 413
+
+
 async def test_answer_cut_short_is_not_passed_off_as_whole() -> None:
     async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

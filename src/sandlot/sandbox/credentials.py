@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LIFE = timedelta(days=7)
 _CLOCKS_DIFFER = timedelta(hours=1)
+_CONTEXTS = 64
 _USAGES = (
     "digital_signature",
     "content_commitment",
@@ -101,6 +102,8 @@ class CredentialWall:
     def server_context(self, host: str) -> ssl.SSLContext:
         """What the proxy needs to be the TLS server of a host; one certificate for each host."""
         if host not in self._contexts:
+            if len(self._contexts) >= _CONTEXTS:  # a pattern lets the inside ask for any number
+                self._contexts.clear()
             self._contexts[host] = server_context(*self._authority.issue(host))
         return self._contexts[host]
 

@@ -412,9 +412,11 @@ class EgressProxy:
         """Pass one request and its response; True when the client's connection can go on."""
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=self._limits.header_bytes)
         upstream = Peer(stream, http)
+        behind = None
         try:
             await upstream.send(rewritten)
-            behind = await copy_request_body(client, upstream, request, self._limits.idle_s)
+            with suppress(ConnectionError):  # who refuses a body answers before its end
+                behind = await copy_request_body(client, upstream, request, self._limits.idle_s)
             response = await self._read_response(upstream)
         except (OSError, TimeoutError, h11.RemoteProtocolError) as error:
             raise Refusal(
@@ -422,7 +424,9 @@ class EgressProxy:
             ) from error
         await client.send(forwarded_response(response))
         await copy_response_body(upstream, client, response, self._limits.idle_s)
-        if client.http.our_state is not h11.DONE:
+        if behind is None:
+            await linger(client.stream)
+        if behind is None or client.http.our_state is not h11.DONE:
             return False
         client.begin_again(self._server(), behind)
         return True
