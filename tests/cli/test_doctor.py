@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 from cli.conftest import Command
+from sandlot.cli.doctor import _default
+from sandlot.sandbox.probe import Finding, Result
 
 
 def test_json_is_one_object_with_a_row_for_each_thing_tried(sandlot: Command) -> None:
@@ -48,3 +50,15 @@ def test_a_backend_that_nobody_knows_is_an_error_with_the_nearest_name(sandlot: 
     done = sandlot("doctor", "--backend", "bubblewarp")
     assert done.returncode == 2
     assert "Did you mean 'bubblewrap'?" in done.stderr
+
+
+def test_the_default_is_the_strongest_backend_that_starts() -> None:
+    def row(backend: str, result: Result) -> Finding:
+        return Finding(backend, "start", result)
+
+    found = [row("bubblewrap", Result.NOT_TRIED), row("restricted", Result.KEPT)]
+    assert _default(found, "auto") == ("auto", False)
+    found.append(row("podman", Result.KEPT))
+    assert _default(found, "auto") == ("podman", True)
+    assert _default(found, "restricted") == ("restricted", True)
+    assert _default(found, "bubblewrap") == ("bubblewrap", False)

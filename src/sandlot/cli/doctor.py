@@ -37,7 +37,7 @@ def doctor(
     Every backend that can start here is tried, or the one of --backend. Container engines get the
     image of --image, or a standard one that is built already. Nothing outside this machine is
     contacted, unless an engine has to fetch the image of --image. Exit code 1 where the default
-    backend cannot run here.
+    backend, or the one that was named, cannot run here.
     """
     import asyncio
 
@@ -49,16 +49,14 @@ def doctor(
     with _progress(moving) as trying:
         found = asyncio.run(_collect(settings, backend, trying, plain=not as_json and not moving))
     default = ORDER if settings.backend == AUTO else (settings.backend,)
-    runs_here = any(
-        one.backend in default and (one.promise, one.result) == ("start", "kept") for one in found
-    )
+    default, runs_here = _default(found, settings.backend)
     if as_json:
         checks = [asdict(finding) for finding in found]
-        print(json.dumps({"ok": runs_here, "backend": settings.backend, "checks": checks}))
+        print(json.dumps({"ok": runs_here, "backend": default, "checks": checks}))
     else:
         if moving:
             _show_table(found)
-        print("\n".join(_summary(found, settings.backend, runs_here)))
+        print("\n".join(_summary(found, default, runs_here)))
     if not runs_here:
         raise typer.Exit(1)
 
@@ -74,6 +72,18 @@ async def _collect(
     return found
 
 
+def _default(found: list[Finding], asked: str) -> tuple[str, bool]:
+    """The backend that a run would use, and whether it started."""
+    from sandlot.sandbox.choose import AUTO
+    from sandlot.sandbox.probe import first_that_starts
+
+    if asked == AUTO:
+        first = first_that_starts(found)
+        return first or AUTO, first is not None
+    starts = (one for one in found if (one.backend, one.promise) == (asked, "start"))
+    return asked, any(one.result == "kept" for one in starts)
+
+
 def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIterator[Finding]:
     from sandlot.sandbox import probe
 
@@ -81,10 +91,10 @@ def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIte
     names = tuple(dict.fromkeys((*default, *probe.backends())))
     if named is not None and named != AUTO:
         names = (named,)
-        if named not in probe.BACKENDS:
+        if settings.backend not in probe.BACKENDS:
             from sandlot.api import check_backend
 
-            check_backend(named)
+            check_backend(settings.backend)
     setup = probe.Setup(
         settings.cache_dir,
         settings.state_dir,

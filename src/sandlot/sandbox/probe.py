@@ -25,6 +25,7 @@ from sandlot.sandbox import (
     registry,
 )
 from sandlot.sandbox.base import Sandbox
+from sandlot.sandbox.choose import ENGINE_REMEDY, NAMESPACE_REMEDY, ORDER
 from sandlot.sandbox.policy import Enforcement, Policy
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 from sandlot.sandbox.probe_attempts import Setup as Setup
@@ -41,22 +42,10 @@ _MEANS = {
     "leavings": "lease with a lock; the sandbox ends with its owner",
 }
 _REPORT = "do not run hostile code here; report this with the output of `sandlot doctor --json`"
-_NAMESPACES = (
-    "let this user make user namespaces: on Ubuntu "
-    "`sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` (or an AppArmor profile with "
-    "`userns,` for bwrap), on hardened Debian `sudo sysctl -w kernel.unprivileged_userns_clone=1`, "
-    "elsewhere `sudo sysctl -w user.max_user_namespaces=15000`; in a container, start it with "
-    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined "
-    "--security-opt systempaths=unconfined"
-)
-_ENGINE = (
-    "start an engine that this user may talk to, and name it by --engine or DOCKER_HOST: "
-    "`podman system service --time=0 unix:///PATH/podman.sock`, or install Docker"
-)
 _START_REMEDY = {
-    "bubblewrap": _NAMESPACES,
-    "podman": _ENGINE,
-    "docker": _ENGINE,
+    "bubblewrap": NAMESPACE_REMEDY,
+    "podman": ENGINE_REMEDY,
+    "docker": ENGINE_REMEDY,
     "restricted": "Linux 5.13 or newer with Landlock; see the row of the machine",
 }
 _GROUPS = (
@@ -103,6 +92,12 @@ def backends() -> tuple[str, ...]:
     """Those that are tried when none is named: ours, then other packages'."""
     others = {point.name for point in entry_points(group="sandlot.sandboxes")}
     return (*BACKENDS, *sorted(others - {*BACKENDS, "fake"}))
+
+
+def first_that_starts(found: Iterable[Finding]) -> str | None:
+    """The backend that is used where none is named."""
+    started = {one.backend for one in found if one.promise == "start" and one.result is Result.KEPT}
+    return next((name for name in ORDER if name in started), None)
 
 
 async def probe(
