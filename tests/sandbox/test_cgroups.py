@@ -444,6 +444,7 @@ class Sums:
         self.root = tmp_path
         self.processes = Killed(tmp_path / "proc")
         self.files = 0
+        self.written: Callable[[], int] = lambda: self.files * MIB
         self.exhausted = asyncio.Event()
         (tmp_path / "proc").mkdir()
 
@@ -464,7 +465,7 @@ class Sums:
             fd,
             self.processes,
             limit * MIB,
-            files_bytes=lambda: self.files * MIB,
+            files_bytes=self.written,
             spared=lambda: {1, 2},
             exhausted=self.exhausted.set,
             period_s=0.005,
@@ -515,6 +516,21 @@ async def test_memory_that_stays_above_the_limit_ends_the_sandbox(tmp_path: Path
     await sums.watch(50, sums.exhausted.is_set)
     assert sums.exhausted.is_set()
     assert sums.processes.pids == []
+
+
+async def test_a_look_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """A host that is out of descriptors for a moment must not lose its watchdog."""
+    sums = Sums(tmp_path)
+    sums.add(7, resident=60, private=60)
+    failures = iter([OSError(24, "Too many open files")] * 3)
+
+    def written() -> int:
+        for failure in failures:
+            raise failure
+        return 0
+
+    sums.written = written
+    assert (await sums.watch(50)).kills == 1
 
 
 async def test_a_process_that_may_not_be_read_closely_counts_what_is_not_of_files(

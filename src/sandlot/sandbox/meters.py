@@ -65,7 +65,7 @@ class CommandGauge:
             memory_peak_bytes=self._memory.peak_since_restart(),
             cpu_s=_difference(self._cpu.used_s(), before.cpu_s),
             throttled_s=_difference(self._cpu.throttled_s(), before.throttled_s),
-            memory_kills=self._kills() - before.memory_kills,
+            memory_kills=max(0, self._kills() - before.memory_kills),  # 0 is read of a dead group
         )
 
     def life(self) -> Use:
@@ -320,10 +320,13 @@ class MemoryWatchdog:
         breaches = 0
         while breaches < self._patience:
             began = time.perf_counter()
-            breached = self._rough_bytes() > self._limit and await self._is_over()
+            try:
+                breached = self._rough_bytes() > self._limit and await self._is_over()
+            except OSError:  # out of descriptors, or all has ended: the next look tells
+                breached = False
             breaches = breaches + 1 if breached else 0
             took = time.perf_counter() - began
-            # A look takes at most a hundredth of the time, until it takes 20 ms.
+            # A look takes at most a hundredth of the time, as long as it takes less than 20 ms.
             pause = self._period_s / 5 if breached else self._period_s
             await asyncio.sleep(max(pause, min(100 * took, 8 * self._period_s)))
         self._exhausted()
