@@ -14,7 +14,7 @@ import typer
 
 from sandlot.cli import options
 from sandlot.cli.text import clean, one_line
-from sandlot.sandbox.choose import AUTO, ORDER
+from sandlot.sandbox.choose import AUTO
 
 if TYPE_CHECKING:
     from sandlot.sandbox.probe import Finding
@@ -48,7 +48,6 @@ def doctor(
     moving = not as_json and _moving(settings.display)
     with _progress(moving) as trying:
         found = asyncio.run(_collect(settings, backend, trying, plain=not as_json and not moving))
-    default = ORDER if settings.backend == AUTO else (settings.backend,)
     default, runs_here = _default(found, settings.backend)
     if as_json:
         checks = [asdict(finding) for finding in found]
@@ -74,7 +73,6 @@ async def _collect(
 
 def _default(found: list[Finding], asked: str) -> tuple[str, bool]:
     """The backend that a run would use, and whether it started."""
-    from sandlot.sandbox.choose import AUTO
     from sandlot.sandbox.probe import first_that_starts
 
     if asked == AUTO:
@@ -87,10 +85,10 @@ def _default(found: list[Finding], asked: str) -> tuple[str, bool]:
 def _findings(settings: Settings, named: str | None, trying: Trying) -> AsyncIterator[Finding]:
     from sandlot.sandbox import probe
 
-    default = ORDER if settings.backend == AUTO else (settings.backend,)
-    names = tuple(dict.fromkeys((*default, *probe.backends())))
-    if named is not None and named != AUTO:
-        names = (named,)
+    asked = () if settings.backend == AUTO else (settings.backend,)
+    names = tuple(dict.fromkeys((*asked, *probe.backends())))
+    if named not in (None, AUTO):
+        names = asked
         if settings.backend not in probe.BACKENDS:
             from sandlot.api import check_backend
 
