@@ -110,7 +110,12 @@ async def test_datagrams_do_not_reach_the_host(make_box: MakeSandbox) -> None:
 async def test_sockets_without_a_file_are_not_shared_with_the_host(make_box: MakeSandbox) -> None:
     name = f"sandlot-attack-{os.getpid()}"
     met: list[object] = []
-    server = await asyncio.start_unix_server(lambda _, w: (met.append(w), w.close()), f"\0{name}")
+
+    def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(writer)
+        writer.close()
+
+    server = await asyncio.start_unix_server(greet, f"\0{name}")
     async with server, opened(make_box, tiny_policy()) as box:
         seen = (await box.exec("cat /proc/net/unix")).stdout
         await box.exec(python(f"import socket\nsocket.socket(1).connect(chr(0) + {name!r})"))
@@ -373,7 +378,6 @@ SMUGGLING = {
                  b"Host: evil.example\r\n\r\n",
     "a chunk with an odd size": _POST + b"Transfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n",
     "a chunk size with a sign": _POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
-    "a chunk with a huge size": _POST + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
     "another protocol": b"GET http://good.example/ HTTP/1.1\r\nHost: good.example\r\n"
                         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
                         b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n",
