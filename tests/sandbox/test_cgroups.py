@@ -29,6 +29,7 @@ from sandlot.sandbox.delegation import (
     scope_folder,
     scope_prefix,
 )
+from sandlot.sandbox.host import _start_in_scope
 from sandlot.sandbox.meters import CommandGauge, MemoryWatchdog, Use
 from sandlot.sandbox.policy import MIB, Limits
 
@@ -365,6 +366,20 @@ async def test_a_scope_is_known_by_its_name_and_a_refusal_by_the_end_of_the_proc
     proc = living_in(tmp_path, "/app.slice/sandlot-x.scope")
     assert await scope_folder("x", tmp_path, proc, lambda: True) == scope
     assert await scope_folder("x", tmp_path, proc, lambda: False) is None
+
+
+async def test_where_systemd_refuses_the_launcher_starts_without_it(tmp_path: Path) -> None:
+    """As where its bus is closed to us: systemd-run ends at once, and the sandboxes do without."""
+    lock = os.open(tmp_path / "lease.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    launcher, groups = await _start_in_scope(tmp_path, lock, ("/bin/false",))
+    try:
+        assert launcher.running()
+        if groups is not None:  # root of a machine of systemd's falls back to the top
+            groups.remove()
+    finally:
+        await launcher.close()
+        os.close(lock)
+    assert not launcher.running()
 
 
 # --- meters -------------------------------------------------------------------------------------
