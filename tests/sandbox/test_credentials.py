@@ -228,6 +228,16 @@ def test_proxy_without_a_wall_refuses_a_policy_with_credentials() -> None:
         EgressProxy(listener, NETWORK, frozenset())
 
 
+@pytest.mark.parametrize(
+    ("header", "secret"),
+    [("host", "x"), ("Content-Length", "1"), ("connection", "x"), ("ä", "x"), ("x-a", " x")],
+)
+def test_header_that_no_request_could_carry_is_refused_at_once(header: str, secret: str) -> None:
+    credential = Credential(API, secret, header)
+    with pytest.raises(ConfigError, match="cannot be sent as header"):
+        CredentialWall([credential], datetime.now(UTC), ssl.create_default_context())
+
+
 # The authority
 
 

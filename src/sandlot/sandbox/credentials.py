@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from sandlot.core.errors import MissingExtra
+import h11
+
+from sandlot.core.errors import ConfigError, MissingExtra
+from sandlot.sandbox.egress_http import CONNECTION_HEADERS
 from sandlot.sandbox.egress_names import host_matches
 from sandlot.sandbox.hostconfig import CA_BUNDLE, CA_VARIABLES
 from sandlot.sandbox.policy import Credential
@@ -64,11 +67,14 @@ class CredentialWall:
 
     Raises:
         MissingExtra: the library for certificates is not installed.
+        ConfigError: a header that no request can have, or that only the proxy may set.
     """
 
     def __init__(
         self, credentials: Sequence[Credential], now: datetime, upstream: ssl.SSLContext
     ) -> None:
+        for item in credentials:
+            _check_header(item)
         self._credentials = tuple(credentials)
         self._authority = CertificateAuthority([item.host for item in credentials], now)
         self._contexts: dict[str, ssl.SSLContext] = {}
@@ -106,6 +112,20 @@ class CredentialWall:
                 self._contexts.clear()
             self._contexts[host] = server_context(*self._authority.issue(host))
         return self._contexts[host]
+
+
+def _check_header(credential: Credential) -> None:
+    try:
+        name, value = credential.header.encode("ascii"), credential.secret.encode()
+        h11.Request(method="GET", target="/", headers=[(b"host", b"x"), (name, value)])
+        valid = name.lower() not in CONNECTION_HEADERS
+    except (h11.LocalProtocolError, UnicodeEncodeError):
+        valid = False
+    if not valid:
+        raise ConfigError(
+            f"the credential for {credential.host!r} cannot be sent as header "
+            f"{credential.header!r}; name one like authorization or x-api-key"
+        )
 
 
 def upstream_context(machine_bundle: bytes = b"") -> ssl.SSLContext:

@@ -96,6 +96,9 @@ _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authorization proxy-authenticate te trailer"
     b" upgrade proxy-authentication-info".split()
 )
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host"))
+CONNECTION_HEADERS = _HOP_BY_HOP | _FRAMING | {b"expect"}
+"""Headers that only the two ends of a connection may set."""
 
 
 def _end_to_end(
@@ -108,8 +111,7 @@ def _end_to_end(
         if name == b"connection"
         for word in value.split(b",")
     }
-    # Framing and routing must not be dropped because a sender says so.
-    named -= {b"content-length", b"transfer-encoding", b"host"}
+    named -= _FRAMING  # these must not be dropped because a sender says so
     drop = _HOP_BY_HOP | named | set(also_drop)
     return [
         (name, value) for name, value in message.headers.raw_items() if name.lower() not in drop
@@ -122,7 +124,7 @@ def forwarded_request(
     """The request as the other host gets it; headers in `add` replace those of the same name."""
     usual = 443 if tls else 80
     authority = target.host if target.port == usual else f"{target.host}:{target.port}"
-    added = [(name.lower().encode(), value.encode("ascii")) for name, value in add]
+    added = [(name.lower().encode(), value.encode()) for name, value in add]
     headers = [
         (b"Host", authority.encode()),
         *_end_to_end(request, b"host", b"expect", *(name for name, _ in added)),
