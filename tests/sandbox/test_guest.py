@@ -267,6 +267,7 @@ _CGROUP_FILES = {
         "memory.current": "700\n",
         "cpu.stat": "usage_usec 2500000\nuser_usec 1\nthrottled_usec 30\n",
         "pids.current": "4\n",
+        "memory.events": "low 0\noom 3\noom_kill 2\n",
     },
     "v1": {
         "memory/memory.max_usage_in_bytes": "1000\n",
@@ -274,6 +275,7 @@ _CGROUP_FILES = {
         "cpuacct/cpuacct.usage": "2500000999\n",
         "cpu/cpu.stat": "nr_periods 0\nnr_throttled 0\nthrottled_time 30999\n",
         "pids/pids.current": "4\n",
+        "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
     },
 }
 
@@ -284,18 +286,18 @@ def test_meters_read_both_versions_of_cgroups(version: str, tmp_path: Path) -> N
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     meters = guest.Meters(str(tmp_path))
-    found = [meters.read(name) for name in ("peak", "memory", "cpu", "throttled", "processes")]
-    assert found == [1000, 700, 2_500_000, 30, 4]
+    names = ("peak", "memory", "cpu", "throttled", "processes", "kills")
+    assert [meters.read(name) for name in names] == [1000, 700, 2_500_000, 30, 4, 2]
     meter = guest.Meter(meters)
     for name in ("memory.peak", "memory/memory.max_usage_in_bytes"):
         if (tmp_path / name).exists():
             (tmp_path / name).write_text("1500\n")
-    assert meter.results() == (1500, 0, 0)
+    assert meter.results() == (1500, 0, 0, 0)
 
 
 def test_meters_without_cgroups_know_nothing(tmp_path: Path) -> None:
     assert guest.Meters(str(tmp_path)).read("cpu") is None
-    assert guest.Meter(guest.Meters(str(tmp_path))).results() == (None, None, None)
+    assert guest.Meter(guest.Meters(str(tmp_path))).results() == (None, None, None, None)
 
 
 # --- Trees ----------------------------------------------------------------------------------------
@@ -439,7 +441,7 @@ def _done(*fields: bytes | int | None) -> bytes:
     return guest.join_fields(fields)
 
 
-_GOOD = (0, 0, 0, 0, b"", 0, b"", None, None, None)
+_GOOD = (0, 0, 0, 0, b"", 0, b"", None, None, None, None)
 LIES: dict[str, tuple[int, int, bytes]] = {
     "an unknown id": (guest.OK, 99, b""),
     "an unknown kind": (250, 2, b""),
@@ -500,7 +502,7 @@ async def test_frames_in_pieces_and_together_are_the_same(tmp_path: Path) -> Non
         await session.start()
         running = asyncio.ensure_future(session.exec("true", 5))
         await asyncio.sleep(0)
-        end = guest.join_fields((0, 0, 0, 2, b"", 0, b"", None, None, None))
+        end = guest.join_fields((0, 0, 0, 2, b"", 0, b"", None, None, None, None))
         frames = guest.HEADER.pack(guest.OUTPUT, 2, 3) + b"\0hi"
         frames += guest.HEADER.pack(guest.DONE, 2, len(end)) + end
         for byte in frames:

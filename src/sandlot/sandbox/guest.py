@@ -59,7 +59,7 @@ _SAMPLE_S = 0.1
 _FIRST_BYTES = 64 * 1024
 _PIPE_BYTES = 1 << 20
 _PAGE_BYTES = 100_000
-_UNHELD = frozenset((_signal.SIGKILL, _signal.SIGSTOP, 32, 33))  # no program may set these
+_SIGNALS = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}
 
 SETUP = b"""\
 set +H +o history; PS1= PS2= PROMPT_COMMAND=; unset HISTFILE MAILCHECK TMOUT
@@ -180,9 +180,8 @@ def harden() -> bool:
     """Undumpable, adopting orphans, deaf to signals. Whether it is undumpable now."""
     pr_set_pdeathsig, pr_get_dumpable, pr_set_dumpable, pr_set_child_subreaper = 1, 3, 4, 36
     library_call("prctl", pr_set_dumpable, 0, 0, 0, 0)
-    for number in range(1, 65):
-        if number not in _UNHELD and number != _signal.SIGCHLD:
-            _signal.signal(number, _signal.SIG_IGN)
+    for number in _SIGNALS - {_signal.SIGCHLD}:
+        _signal.signal(number, _signal.SIG_IGN)
     if os.getpid() != 1:
         parent = os.getppid()
 
@@ -464,6 +463,16 @@ class Meters:
         "cpu": ("cpu.stat", "cpuacct/cpuacct.usage", "cpu,cpuacct/cpuacct.usage"),
         "throttled": ("cpu.stat", "cpu/cpu.stat", "cpu,cpuacct/cpu.stat"),
         "processes": ("pids.current", "pids/pids.current"),
+        "kills": ("memory.events", "memory/memory.oom_control"),
+    }
+
+    _ROWS: dict[str, Sequence[tuple[bytes, int]]] = {  # noqa: RUF012
+        "cpu": ((b"usage_usec", 1),),
+        "throttled": ((b"throttled_usec", 1), (b"throttled_time", 1000)),
+        "kills": ((b"oom_kill", 1),),
+        "peak": (),
+        "memory": (),
+        "processes": (),
     }
 
     def __init__(self, folder: str) -> None:
@@ -487,11 +496,10 @@ class Meters:
             return int(text) // 1000 if name == "cpu" else int(text)
         words = text.split()
         rows = dict(zip(words[::2], words[1::2]))  # noqa: B905  `strict` is of 3.10
-        if name == "cpu" and b"usage_usec" in rows:
-            return int(rows[b"usage_usec"])
-        if b"throttled_usec" in rows:
-            return int(rows[b"throttled_usec"])
-        return int(rows[b"throttled_time"]) // 1000 if b"throttled_time" in rows else None
+        for key, unit in self._ROWS[name]:
+            if key in rows:
+                return int(rows[key]) // unit
+        return None
 
 
 class Meter:
@@ -501,6 +509,7 @@ class Meter:
         self._meters = meters
         self._cpu = meters.read("cpu")
         self._throttled = meters.read("throttled")
+        self._kills = meters.read("kills")
         self._peak = meters.read("peak")
         self._seen = meters.read("memory")
         self._next = time.monotonic() + _SAMPLE_S
@@ -510,13 +519,14 @@ class Meter:
             self._next = now + _SAMPLE_S
             self._seen = max(self._seen, self._meters.read("memory") or 0)
 
-    def results(self) -> tuple[int | None, int | None, int | None]:
-        """Highest memory in bytes, CPU and held-back time in microseconds."""
+    def results(self) -> tuple[int | None, ...]:
+        """Highest memory in bytes, CPU and held-back time in microseconds, memory kills."""
         self.sample(self._next)
         peak = self._meters.read("peak")
         if peak is None or self._peak is None or peak <= self._peak:
             peak = self._seen
-        return peak, self._more("cpu", self._cpu), self._more("throttled", self._throttled)
+        before = {"cpu": self._cpu, "throttled": self._throttled, "kills": self._kills}
+        return (peak, *(self._more(name, value) for name, value in before.items()))
 
     def _more(self, name: str, before: int | None) -> int | None:
         now = self._meters.read(name)
@@ -955,7 +965,6 @@ def high_pipe() -> tuple[int, int]:
 def spawn_bash(actions: list[tuple[Any, ...]], environment: dict[bytes, bytes]) -> int:
     """An interactive bash without a terminal; at the limit of processes it is tried again."""
     words = ["bash", "--noprofile", "--norc", "--noediting", "-i", "-s"]
-    plain = [n for n in range(1, 65) if n not in _UNHELD]
     deadline = time.monotonic() + 2.0
     while True:
         try:
@@ -964,7 +973,7 @@ def spawn_bash(actions: list[tuple[Any, ...]], environment: dict[bytes, bytes]) 
                 words,
                 environment,
                 file_actions=actions,
-                setsigdef=plain,
+                setsigdef=_SIGNALS,
                 setsigmask=[],
                 setsid=True,
             )

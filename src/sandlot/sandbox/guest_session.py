@@ -919,7 +919,8 @@ def _entry_name(name: bytes) -> str:
 
 
 def _result(parts: Sequence[bytearray], fields: Sequence[bytes], took: float) -> ExecResult:
-    status, flooded, restarted, out, out_file, err, err_file, memory, cpu, throttled = fields
+    status, flooded, restarted, out, out_file, err, err_file, *metered = fields
+    memory, cpu, throttled, kills = (_optional(field) for field in metered)
     sizes = (_number(out), _number(err))
     kept = (len(parts[0]) + len(parts[1]), len(parts[2]) + len(parts[3]))
     if kept[0] > sizes[0] or kept[1] > sizes[1]:
@@ -938,7 +939,8 @@ def _result(parts: Sequence[bytearray], fields: Sequence[bytes], took: float) ->
         stdout_file=os.fsdecode(out_file) or None,
         stderr_file=os.fsdecode(err_file) or None,
         shell_restarted=restarted == b"1",
-        memory_peak_bytes=_optional(memory),
-        cpu_s=_seconds(_optional(cpu)),
-        throttled_s=_seconds(_optional(throttled)),
+        memory_peak_bytes=memory,
+        cpu_s=_seconds(cpu),
+        throttled_s=_seconds(throttled),
+        memory_kills=kills or 0,
     )
