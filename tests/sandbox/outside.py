@@ -120,7 +120,7 @@ def reaching(outside: Outside, state: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     async def make(policy: Policy) -> Sandbox:
         arguments: dict[str, Any] = {"environ": environ, "progress": lambda _: None}
-        image = image_name(cache)
+        image = os.environ.get("SANDLOT_TEST_IMAGE") or image_name(cache)
         return await open_sandbox(
             "bubblewrap", policy=policy, image=image, cache=cache, state=state, **arguments
         )
