@@ -9,10 +9,8 @@ import unicodedata
 SHORT_CHARACTERS = 2000
 """A text without any mark is taken whole up to this length; a longer one is not an answer."""
 
-_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_THOUGHT_OPEN = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<answer>", re.IGNORECASE)
 _MARKED = re.compile(
     r"""^[ \t>#*_`"'{-]*                              # markdown, a quote, an open brace
         (?:(?:the|my|so|thus|therefore|hence)[ ,]+)*
@@ -24,6 +22,7 @@ _HEADING = re.compile(
     r"^[ \t]*(?:#+[ \t]*(?:final )?answer|\*\*(?:final )?answer\*\*|(?:final )?answer)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+_NESTED = 4  # boxes within boxes that are told apart
 _BOX = re.compile(r"\\{1,2}boxed\s*\{|\\{1,2}fbox\s*\{")
 
 
@@ -61,13 +60,15 @@ def visible_text(text: str | None) -> str:
     """The text without thoughts, byte order marks and NULs, trimmed."""
     if not text:
         return ""
-    without = _THOUGHT.sub("", text)
-    ends = list(_THOUGHT_END.finditer(without))
-    if ends:
-        without = without[ends[-1].end() :]
-    opening = _THOUGHT_OPEN.search(without)
-    if opening:
-        without = without[: opening.start()]
+    kept: list[str] = []
+    start, thinking = 0, False
+    for tag in _THOUGHT_TAG.finditer(text):
+        if not thinking and tag[1]:
+            kept.clear()  # the opening tag was part of the prompt
+        elif not thinking:
+            kept.append(text[start : tag.start()])
+        thinking, start = not tag[1], tag.end()
+    without = "".join(kept) + ("" if thinking else text[start:])
     return without.replace("\ufeff", "").replace("\x00", "").strip()
 
 
@@ -86,11 +87,10 @@ _ONE_FORM = str.maketrans(
 def last_box(text: str) -> tuple[int, str] | None:
     """Where the last box of a text begins, and its inside. An unclosed one ends with its line."""
     found = None
-    for match in _BOX.finditer(text):
+    for match in list(_BOX.finditer(text))[-_NESTED:]:
         if found is not None and match.start() < found[0] + len(found[1]):
             continue  # a box inside the one before
-        inside = _balanced(text, match.end())
-        found = (match.start(), inside)
+        found = (match.start(), _balanced(text, match.end()))
     return found
 
 
@@ -131,18 +131,18 @@ def _json_field(text: str) -> str | None:
 
 
 def _last_mark(text: str) -> str | None:
-    finds: list[tuple[int, str]] = []
-    for match in _MARKED.finditer(text):
-        rest = match["rest"].strip()
-        finds.append((match.start(), rest if rest.strip("*_` ") else _paragraph(text, match.end())))
-    finds.extend((m.start(), _paragraph(text, m.end())) for m in _HEADING.finditer(text))
-    finds.extend((m.start(), m[1]) for m in _TAGGED.finditer(text))
+    finds = [(match.start(), match.end(), match["rest"]) for match in _MARKED.finditer(text)]
+    finds.extend((match.start(), match.end(), "") for match in _HEADING.finditer(text))
+    finds.extend((match.start(), match.end(), "<") for match in _ANSWER_TAG.finditer(text))
     box = last_box(text)
-    if box is not None:
-        finds.append(box)
+    if box is not None and all(box[0] > start for start, _, _ in finds):
+        return box[1]
     if not finds:
         return None
-    return _unquoted(max(finds, key=lambda find: find[0])[1])
+    _, end, rest = max(finds)
+    if rest == "<":
+        return re.split("</answer>", text[end:], maxsplit=1, flags=re.IGNORECASE)[0]
+    return _unquoted(rest if rest.strip("*_` \t") else _paragraph(text, end))
 
 
 def _paragraph(text: str, start: int) -> str:
