@@ -39,6 +39,8 @@ def verdict(program: bytes, call: int, *arguments: int, arch: int = X86_64) -> i
             (accumulator,) = struct.unpack_from("I", data, k)
         elif operation == 0x06:  # return
             return k
+        elif operation == 0x54:  # and
+            accumulator &= k
         else:
             holds = {
                 0x15: accumulator == k,

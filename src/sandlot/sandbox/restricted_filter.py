@@ -6,9 +6,10 @@ egress proxy or with a refusal; Unix sockets are refused whole, for Landlock (to
 bound whom they reach, and a user's service manager listens on one. What changes other processes of
 the same user (limits, priorities, shared System V objects) is refused.
 
-Where the sandbox has no user id of its own, changes of modes and times by path are handed to the
-supervisor too, for Landlock does not bound them; changes of owners and extended attributes are
-refused. Call numbers are those of the kernel's own tables (uapi `unistd_64.h`, `unistd.h`).
+Landlock does not bound changes of times, modes, owners and extended attributes. Times by path are
+handed to the supervisor too, attributes are refused; where the sandbox has no user id of its own,
+modes by path are handed over and changes of owners refused. Call numbers are those of the kernel's
+own tables (uapi `unistd_64.h`, `unistd.h`).
 """
 
 from __future__ import annotations
@@ -140,23 +141,22 @@ _DENIED = {
         _EPERM,
     ),
 }
-_OTHERS_FILES = {
-    **dict.fromkeys(("chown", "lchown", "fchown", "fchownat", "file_setattr"), _EPERM),
+_ATTRIBUTES = (
+    "setxattr",
+    "lsetxattr",
+    "fsetxattr",
+    "removexattr",
+    "lremovexattr",
+    "fremovexattr",
+    "setxattrat",
+    "removexattrat",
+)
+_UNSEEN = {  # by Landlock, on files that modes leave open to all
+    **dict.fromkeys(_ATTRIBUTES, _EOPNOTSUPP),
     **dict.fromkeys(("utime", "utimes", "futimesat"), _ENOSYS),
-    **dict.fromkeys(
-        (
-            "setxattr",
-            "lsetxattr",
-            "fsetxattr",
-            "removexattr",
-            "lremovexattr",
-            "fremovexattr",
-            "setxattrat",
-            "removexattrat",
-        ),
-        _EOPNOTSUPP,
-    ),
+    "file_setattr": _EPERM,
 }
+_OTHERS_FILES = dict.fromkeys(("chown", "lchown", "fchown", "fchownat"), _EPERM)
 _OTHERS_PROCESSES = dict.fromkeys(
     ("pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo"), _EPERM
 )
@@ -196,7 +196,7 @@ def build_restricted_filter(
         truncate: Landlock does not see truncate(2), so that it is refused.
     """
     calls = call_numbers(machine)
-    denied = dict(_DENIED)
+    denied = {**_DENIED, **_UNSEEN}
     handed = {"connect"} if inet else set()
     if not own_id:
         denied |= _OTHERS_FILES
@@ -216,6 +216,7 @@ def build_restricted_filter(
     code += _sockets(calls, inet)
     code += _on(calls["fcntl"], _refuse_values(1, (_F_SETOWN, _F_SETOWN_EX)))
     code += _on(calls["ioctl"], _refuse_values(1, (_FIOSETOWN, _SIOCSPGRP)))
+    code += _on(calls["utimensat"], _hand_over_paths())
     if not own_id:
         code += _others_of_this_user(calls)
     code.append(_op(_RET, k=_ALLOW))
@@ -223,14 +224,13 @@ def build_restricted_filter(
 
 
 def _others_of_this_user(calls: Mapping[str, int]) -> list[bytes]:
-    """What the kernel lets a user change of all his processes and files, Landlock or not."""
+    """What the kernel lets a user change of all his processes, Landlock or not."""
     code: list[bytes] = []
     for name in _ONLY_ITSELF:
         code += _on(calls[name], _require(0, (0,)))
     code += _on(calls["setpriority"], _require(0, (0,)) + _require(1, (0,)))
     code += _on(calls["ioprio_set"], _require(0, (1,)) + _require(1, (0,)))
-    code += _on(calls["prlimit64"], [*_load(0), _op(_JEQ, 1, 0, 0), _op(_RET, k=_NOTIFY)])
-    return code + _on(calls["utimensat"], _hand_over_paths())
+    return code + _on(calls["prlimit64"], [*_load(0), _op(_JEQ, 1, 0, 0), _op(_RET, k=_NOTIFY)])
 
 
 def _sockets(calls: Mapping[str, int], inet: bool) -> list[bytes]:

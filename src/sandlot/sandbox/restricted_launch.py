@@ -74,13 +74,18 @@ def sibling(name: str) -> ModuleType:
 # --- processes below the supervisor -------------------------------------------------------------
 
 
-def parent_of(pid: int) -> int:
-    """The parent of a process, 0 where it is gone."""
+def status_of(pid: int) -> tuple[str, int]:
+    """State and parent of a process; nothing and 0 where it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
+            state, parent = file.read().rpartition(b")")[2].split()[:2]
+    except (OSError, ValueError):
+        return "", 0
+    return state.decode(), int(parent)
+
+
+def parent_of(pid: int) -> int:
+    return status_of(pid)[1]
 
 
 def process_of(thread: int) -> int:
@@ -196,9 +201,13 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def drop_capabilities(machine: str) -> None:
+def bound_capabilities() -> None:
+    """None can come back by an exec. Refused where this process holds none anyway."""
     for capability in range(64):
-        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused where it is gone already
+        libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def drop_capabilities(machine: str) -> None:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     call = (ctypes.c_long(_CAPSET[machine]), header, bytes(24))
     checked(libc.syscall(*call), "capset")
@@ -243,6 +252,7 @@ def confined(request: dict[str, Any], uid: int | None, line: socket.socket) -> N
     close_all_but({0, 1, 2, line.fileno()})
     os.chdir(request["working_dir"])
     set_limits(request["rlimits"])
+    bound_capabilities()
     if uid is not None:
         become(uid)
     drop_capabilities(machine)
@@ -284,13 +294,28 @@ def start_guest(request: dict[str, Any], uid: int | None) -> tuple[int, int]:
     raise OSError(errno.EPERM, said.decode("utf-8", "replace") or "the confined child died")
 
 
+@contextlib.contextmanager
+def as_user(uid: int | None) -> Iterator[None]:
+    """/proc shows another user's memory and descriptors only to that user."""
+    if uid is None:
+        yield
+        return
+    libc.setfsgid(uid)
+    libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+        libc.setfsgid(0)
+
+
 # --- questions ----------------------------------------------------------------------------------
 
 
 class _Question:
     """One system call that waits for an answer."""
 
-    def __init__(self, listener: int, guest: int, guest_memory: int | None) -> None:
+    def __init__(self, listener: int, guest: int, guest_memory: int) -> None:
         buffer = bytearray(_NOTIF.size)
         fcntl.ioctl(listener, _NOTIF_RECV, buffer)
         fields = _NOTIF.unpack(buffer)
@@ -355,7 +380,7 @@ class _Broker:
         listener: int,
         request: dict[str, Any],
         guest: int,
-        guest_memory: int | None,
+        guest_memory: int,
     ) -> None:
         self.listener = listener
         self._base: str = request["base"]
@@ -386,27 +411,13 @@ class _Broker:
         except OSError:  # it went away before it was read
             return
         try:
-            with self._as_the_inside():
+            with as_user(self._uid):
                 self._table[asked.call](asked)
             asked.answer(0, go_on=asked.call in self._go_on)
         except OSError as exc:
             asked.answer(exc.errno or errno.EACCES)
         except (KeyError, ValueError, IndexError, OverflowError):
             asked.answer(errno.EACCES)
-
-    @contextlib.contextmanager
-    def _as_the_inside(self) -> Iterator[None]:
-        """/proc shows another user's memory and descriptors only to that user."""
-        if self._uid is None:
-            yield
-            return
-        libc.setfsgid(self._uid)
-        libc.setfsuid(self._uid)
-        try:
-            yield
-        finally:
-            libc.setfsuid(0)
-            libc.setfsgid(0)
 
     def _connect(self, asked: _Question) -> None:
         """A connection of ours to the egress proxy, whose address alone may be named."""
@@ -542,8 +553,8 @@ class _Supervisor:
         for fd in (0, 1):  # they are the guest's now, whose end must be seen
             os.close(fd)
         # It becomes unreadable as soon as it is told its program, which waits for the next line.
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        memory = os.open(f"/proc/{self._guest}/mem", flags) if uid is None else None
+        with as_user(uid):
+            memory = os.open(f"/proc/{self._guest}/mem", os.O_RDONLY | os.O_CLOEXEC)
         self._say({"guest": self._guest})
         return _Broker(listener, self._request, self._guest, memory)
 
@@ -618,6 +629,8 @@ class _Supervisor:
 
     def _watch(self) -> bool:
         """Best effort between two looks: the largest process ends, a full folder ends it all."""
+        if status_of(self._guest)[0] == "T":  # what runs inside has its user, and may stop it
+            send(self._guest, os.getpid(), signal.SIGCONT)
         limit = self._request["memory_bytes"]
         if limit is not None:
             self._watch_memory(limit)
