@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from measure import MIB, Row, Sample
 from sandlot.core.errors import SandboxDied, SandboxFileError
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.policy import Limits, Network, Policy
-from sandlot.sandbox.registry import open_sandbox
+from sandlot.sandbox.registry import list_leases, open_sandbox
 
 MOST_ALIVE = 40
 GROWTH_BYTES = 8 * MIB
@@ -336,7 +336,8 @@ class Census:
     descriptors: int
 
     @classmethod
-    def take(cls, state: Path) -> Census:
+    def take(cls, state: Path, cgroups: Iterable[str] = ()) -> Census:
+        """`cgroups` are folders that this run made, now or before."""
         gc.collect()
         mine = str(state)
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -344,7 +345,7 @@ class Census:
         loops = [path for path in backing if mine in _text(path)]
         return cls(
             len(descendants(os.getpid())),
-            len(_cgroups()),
+            sum(Path(name).is_dir() for name in cgroups),
             sum(mine in line for line in mounts),
             len(loops),
             sum(1 for path in state.rglob("*") if path.is_file() or path.is_fifo()),
@@ -356,10 +357,10 @@ class Census:
         return {name: now[name] - then[name] for name in now if now[name] > then[name]}
 
 
-def _cgroups() -> set[str]:
-    """Groups named as ours whose lease folder is gone or whose owner we are: all that are there."""
-    root = Path("/sys/fs/cgroup")
-    return {str(path) for path in root.glob("**/sandlot-*") if path.is_dir()}
+def _cgroups(state: Path) -> set[str]:
+    """The groups that the leases of this run name."""
+    leases = list_leases(state, _environ(state))
+    return {group for lease in leases for group in lease.cgroups}
 
 
 def _text(path: Path) -> str:
@@ -369,15 +370,11 @@ def _text(path: Path) -> str:
         return ""
 
 
-async def _settled(state: Path, before: Census, own_cgroups: set[str]) -> dict[str, int]:
+async def _settled(state: Path, before: Census, cgroups: set[str]) -> dict[str, int]:
     """What is left once the last processes had a moment to end."""
     left: dict[str, int] = {}
     for _ in range(50):
-        left = Census.take(state).more_than(before)
-        left.pop("cgroups", None)  # others on this machine make and remove theirs meanwhile
-        still = sum(Path(name).is_dir() for name in own_cgroups)
-        if still:
-            left["cgroups"] = still
+        left = Census.take(state, cgroups).more_than(before)
         if not left:
             break
         await asyncio.sleep(0.1)
@@ -444,25 +441,15 @@ def row(found: dict[str, Any]) -> Row:
 async def soak(plan: Plan, state: Path) -> dict[str, Any]:
     """Run it in `state`, a folder of its own; the result is for JSON and for `row`."""
     before = Census.take(state)
-    others = _cgroups()
     began = time.monotonic()
     mine: set[str] = set()
     run_task = asyncio.ensure_future(run(plan, state))
     while not run_task.done():
-        mine |= {name for name in _cgroups() - others if _is_ours(name)}
-        await asyncio.wait({run_task}, timeout=5)
+        mine |= _cgroups(state)
+        await asyncio.wait({run_task}, timeout=2)
     tally = run_task.result()
     left = await _settled(state, before, mine)
     return report(plan, tally, left, time.monotonic() - began)
-
-
-def _is_ours(cgroup: str) -> bool:
-    """Whether a member of the group descends from this process."""
-    family = set(descendants(os.getpid()))
-    members = {
-        word for path in Path(cgroup).glob("**/cgroup.procs") for word in _text(path).split()
-    }
-    return bool(family & {int(word) for word in members})
 
 
 def _plan() -> tuple[Plan, Path | None]:

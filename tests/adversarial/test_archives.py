@@ -290,8 +290,13 @@ async def test_a_snapshot_of_odd_names_depths_and_holes_comes_back(
     check = "cd /testbed/s; stat -c %s hole; readlink l; find . -name f | wc -l; ls | wc -l"
     async with opened(make_box, policy()) as box:
         await box.exec(build)
-        await asyncio.wait_for(box.snapshot(tmp_path / "kept"), 30)
         before = (await box.exec(check)).stdout
+        try:
+            await asyncio.wait_for(box.snapshot(tmp_path / "kept"), 30)
+        except SandboxFileError as exc:  # a backend that reads holes as bytes says it is too much
+            assert "more than" in str(exc)
+            await usable(box)
+            return
         assert (tmp_path / "kept").lstat().st_blocks * 512 < 64 * MIB
         await asyncio.wait_for(box.restore(tmp_path / "kept"), 30)
         assert (await box.exec(check)).stdout == before

@@ -189,7 +189,7 @@ class _Session:
         self._channel = channel
 
     async def ask(self, op: str, path: str, **more: Any) -> tuple[dict[str, Any], list[int]]:
-        _check_path(path)
+        check_path(path)
         try:
             return await self._channel.ask({"op": op, "path": path, **more})
         except LauncherReply as exc:
@@ -338,7 +338,8 @@ class Collector:
             self.skipped.append(SkippedFile(name, reason))
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Refuse what no request could carry. Raises SandboxFileError, which shows it shortened."""
     if "\0" in path:
         raise SandboxFileError(path[:200], "a path cannot hold a NUL byte")
     try:

@@ -32,7 +32,7 @@ from sandlot.core.errors import (
 from sandlot.core.types import CollectedFile, SkippedFile
 from sandlot.sandbox import guest
 from sandlot.sandbox.base import ExecResult, FileInfo, SandboxStats, absolute
-from sandlot.sandbox.files import Collector, upload_tree
+from sandlot.sandbox.files import Collector, check_path, upload_tree
 from sandlot.sandbox.output import bounded_text
 from sandlot.sandbox.policy import Policy
 from sandlot.sandbox.shell import _encode
@@ -487,6 +487,7 @@ class GuestSession:
         return _Inside(self)
 
     def _absolute(self, path: str) -> str:
+        check_path(path)
         return absolute(path, self._policy.working_dir)
 
     def _register(self, call: _Call) -> int:
