@@ -29,21 +29,21 @@ def test_rows_come_as_lines_and_end_with_a_summary(sandlot: Command) -> None:
     lines = done.stdout.splitlines()
     assert any(line.startswith("kept       fake  start: made ready in") for line in lines)
     assert any(line.startswith("not tried  fake  everything else: (it says") for line in lines)
-    assert lines[-1] == "fake, the default, runs here"
+    assert lines[-1] == "a run would take fake, which starts here"
 
 
 def test_the_table_holds_the_same_rows(sandlot: Command) -> None:
     done = sandlot("doctor", "--backend", "fake", "--display", "rich")
     assert done.returncode == 0, done.stderr
     assert "promise" in done.stdout
-    assert "fake, the default, runs here" in done.stdout
+    assert "a run would take fake, which starts here" in done.stdout
 
 
 def test_a_default_backend_that_cannot_run_is_exit_code_1_with_reason(sandlot: Command) -> None:
     done = sandlot("doctor", "--backend", "podman", "--engine", "unix:///nowhere/podman.sock")
     assert done.returncode == 1
     assert "not tried  podman  start: (" in done.stdout
-    assert done.stdout.splitlines()[-1] == "podman, the default, cannot run here"
+    assert done.stdout.splitlines()[-1] == "a run would take podman, which does not start here"
 
 
 def test_a_backend_that_nobody_knows_is_an_error_with_the_nearest_name(sandlot: Command) -> None:

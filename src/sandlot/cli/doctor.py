@@ -127,8 +127,8 @@ def _summary(found: list[Finding], default: str, runs_here: bool) -> list[str]:
         results = [one.result for one in found if one.backend == name]
         counts = {word: results.count(word) for word in dict.fromkeys(results)}
         lines.append(f"{clean(name)}: {', '.join(f'{n} {word}' for word, n in counts.items())}")
-    verdict = "runs here" if runs_here else "cannot run here"
-    return ["", *lines, f"{clean(default)}, the default, {verdict}"]
+    verdict = "starts here" if runs_here else "does not start here"
+    return ["", *lines, f"a run would take {clean(default)}, which {verdict}"]
 
 
 def _progress(moving: bool) -> AbstractContextManager[Trying]:

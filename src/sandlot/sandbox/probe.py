@@ -246,7 +246,7 @@ def judge(name: str, attempt: Attempt, row: Enforcement | None, seen: Seen) -> F
     if row is not None and not row.holds:
         result = Result.NOT_KEPT
         because = "nothing enforces it" if row.means == "none" else f"best effort: {row.means}"
-        remedy = _PROMISE_REMEDY.get(row.promise, _STRONGER)
+        remedy = _STRONGER if name == "restricted" else _PROMISE_REMEDY.get(row.promise, _STRONGER)
     elif seen.kept is None:
         result, because, evidence = Result.NOT_TRIED, seen.evidence, attempt.what
     elif not seen.kept:
