@@ -14,8 +14,8 @@ import hashlib
 import os
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import h11
@@ -23,8 +23,8 @@ import h11
 from sandlot.core.errors import ConfigError, MissingExtra
 from sandlot.sandbox.egress_http import CONNECTION_HEADERS
 from sandlot.sandbox.egress_names import host_matches
-from sandlot.sandbox.hostconfig import CA_BUNDLE, CA_VARIABLES
-from sandlot.sandbox.policy import Credential
+from sandlot.sandbox.hostconfig import CA_BUNDLE, CA_VARIABLES, HostConfig
+from sandlot.sandbox.policy import Credential, Network
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -89,6 +89,15 @@ class CredentialWall:
         """See `inside_files_and_environment`."""
         return inside_files_and_environment(self.ca_pem, machine_bundle)
 
+    def trusting(self, config: HostConfig) -> HostConfig:
+        """A machine's configuration whose trust has this wall in it."""
+        trust = self.trust(config.ca_bundle)
+        return replace(
+            config,
+            files={**config.files, **trust.files},
+            environment={**config.environment, **trust.environment},
+        )
+
     @property
     def ca_pem(self) -> bytes:
         """The authority's certificate, for the sandbox to trust."""
@@ -112,6 +121,19 @@ class CredentialWall:
                 self._contexts.clear()
             self._contexts[host] = server_context(*self._authority.issue(host))
         return self._contexts[host]
+
+
+def wall_for(network: Network, config: HostConfig) -> CredentialWall | None:
+    """What keeps the credentials of one sandbox (and of its forks); None where it has none.
+
+    Raises:
+        MissingExtra: there are some, and the library for certificates is not installed.
+        ConfigError: one of them cannot be sent.
+    """
+    if not network.credentials:
+        return None
+    upstream = upstream_context(config.ca_bundle)
+    return CredentialWall(network.credentials, datetime.now(UTC), upstream)
 
 
 def _check_header(credential: Credential) -> None:

@@ -73,6 +73,7 @@ from sandlot.sandbox.hostconfig import HostConfig, apt_settings, proxy_environme
 from sandlot.sandbox.policy import Enforcement, Policy, settle_enforcement
 
 if TYPE_CHECKING:
+    from sandlot.sandbox.credentials import CredentialWall
     from sandlot.sandbox.egress import EgressProxy
 
 T = TypeVar("T")
@@ -178,6 +179,8 @@ async def open_engine_sandbox(
         ImageError: the image is not to be had, or has no python3 or bash.
         SandboxUnavailable: no engine answers, or it cannot keep the policy's network.
     """
+    from sandlot.sandbox.credentials import wall_for
+
     address = find_address(backend, engine, environ)
     runtime_dir = _host.runtime_dir(environ, state)
     state.mkdir(parents=True, exist_ok=True)
@@ -189,14 +192,16 @@ async def open_engine_sandbox(
         await reap_engines(runtime_dir, environ)
     shared = known[key]
     prepared, config = await shared.prepare(image, progress)
+    wall = wall_for(policy.network, config)
     return EngineSandbox(
         policy,
         backend=backend,
         host=shared.acquire,
         release=shared.release,
         image=prepared,
-        config=config,
+        config=config if wall is None else wall.trusting(config),
         spool_dir=state,
+        wall=wall,
     )
 
 
@@ -217,6 +222,7 @@ class EngineSandbox:
         image: EngineImage,
         config: HostConfig,
         spool_dir: Path,
+        wall: CredentialWall | None = None,
     ) -> None:
         self.policy = policy
         self.backend = backend
@@ -226,6 +232,7 @@ class EngineSandbox:
         self._image = image
         self._config = config
         self._spool_dir = spool_dir
+        self._wall = wall
         self._host: EngineHost | None = None
         self._life: _Life | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -237,7 +244,9 @@ class EngineSandbox:
 
     async def start(self) -> None:
         self._host = await self._get_host()
-        life = _Life(self._host, self.policy, self._image, self._config, self._spool_dir)
+        life = _Life(
+            self._host, self.policy, self._image, self._config, self._spool_dir, self._wall
+        )
         self._life = life
         starting = asyncio.ensure_future(life.start())
         try:
@@ -287,6 +296,7 @@ class EngineSandbox:
             image=self._image,
             config=self._config,
             spool_dir=self._spool_dir,
+            wall=self._wall,
         )
         with tempfile.TemporaryDirectory(dir=self._spool_dir, prefix="fork-") as folder:
             source = Path(folder, "state")
@@ -346,12 +356,14 @@ class _Life:
         image: EngineImage,
         config: HostConfig,
         spool_dir: Path,
+        wall: CredentialWall | None = None,
     ) -> None:
         self._host = host
         self._policy = policy
         self._image = image
         self._config = config
         self._spool_dir = spool_dir
+        self._wall = wall
         self._folder = host.new_folder()
         self._died: asyncio.Future[SandboxDied] = asyncio.get_running_loop().create_future()
         self._container = ""
@@ -455,7 +467,11 @@ class _Life:
         folder.mkdir(mode=0o711)
         listener = _listen(folder / Path(PROXY_SOCKET).name)
         proxy = EgressProxy(
-            listener, self._policy.network, self._config.package_hosts, token=self._token
+            listener,
+            self._policy.network,
+            self._config.package_hosts,
+            token=self._token,
+            wall=self._wall,
         )
         self._egress = proxy
         await proxy.start()

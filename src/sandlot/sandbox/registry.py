@@ -7,7 +7,6 @@ import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,12 +150,13 @@ async def _open_bubblewrap(
     progress: Progress,
 ) -> Sandbox:
     from sandlot.sandbox.bubblewrap import BubblewrapSandbox
+    from sandlot.sandbox.credentials import wall_for
 
     runtime = _host.runtime_dir(environ, state)
     state.mkdir(parents=True, exist_ok=True)
     shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
     config = await shared.prepare(runtime, environ)
-    wall = credential_wall(policy, config)
+    wall = wall_for(policy.network, config)
     roots = _Roots(image, cache, config, progress)
     await roots.prepare()
 
@@ -181,25 +181,13 @@ async def _open_bubblewrap(
 async def _open_restricted(
     policy: Policy, image: str, state: Path, environ: Mapping[str, str], progress: Progress
 ) -> Sandbox:
+    from sandlot.sandbox.credentials import wall_for
+
     runtime = _host.runtime_dir(environ, state)
     shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
     config = await shared.prepare(runtime, environ)
-    wall = credential_wall(policy, config)
+    wall = wall_for(policy.network, config)
     return await _restricted.open_restricted(policy, image, state, config, progress, wall=wall)
-
-
-def credential_wall(policy: Policy, config: HostConfig) -> CredentialWall | None:
-    """What keeps the credentials of one sandbox (and of its forks); None where it has none.
-
-    Raises:
-        MissingExtra: there are some, and the library for certificates is not installed.
-    """
-    if not policy.network.credentials:
-        return None
-    from sandlot.sandbox.credentials import CredentialWall, upstream_context
-
-    upstream = upstream_context(config.ca_bundle)
-    return CredentialWall(policy.network.credentials, datetime.now(UTC), upstream)
 
 
 def _trusting(
