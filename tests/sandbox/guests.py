@@ -39,7 +39,8 @@ def jail(*binds: str) -> list[str]:
     words += ["--ro-bind", "/usr", "/usr", "--ro-bind", "/etc/passwd", "/etc/passwd"]
     for name in ("bin", "sbin", "lib", "lib64"):
         words += ["--symlink", f"usr/{name}", f"/{name}"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", "1000000"]
+    words += ["--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
     for name in ("/root", "/testbed", "/tmp", "/opt", "/run", "/var/tmp", "/mnt"):
         words += ["--dir", name]
     words += ["--chdir", "/", "--cap-drop", "ALL"]

@@ -136,6 +136,26 @@ async def test_a_shell_whose_folder_was_removed_goes_on(box: GuestSandbox) -> No
 
 
 @pytest.mark.sandbox
+async def test_a_full_disk_does_not_stop_the_shell(box: GuestSandbox) -> None:
+    result = await box.exec("head -c 2M /dev/zero > /dev/shm/fill")
+    assert "No space left" in result.stderr
+    assert (await box.exec(f": {'x' * 100_000}; echo on; false")).stdout == "on\n"
+
+
+@pytest.mark.sandbox
+async def test_a_long_command_that_is_cancelled_while_it_is_sent_leaves_the_shell(
+    box: GuestSandbox,
+) -> None:
+    for pause in (0.0, 0.0005, 0.002, 0.01):
+        running = asyncio.ensure_future(box.exec(f": {'x' * 3_000_000}; sleep 20"))
+        await asyncio.sleep(pause)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(running, 5)
+        assert (await box.exec("echo on")).stdout == "on\n"
+
+
+@pytest.mark.sandbox
 async def test_lower_descriptor_limits_do_not_wedge_the_shell() -> None:
     async with GuestSandbox(small_policy(open_files=16)) as box:
         assert (await box.exec("ulimit -n; cat <(echo piped)")).stdout == "16\npiped\n"
@@ -525,6 +545,21 @@ async def test_a_listed_name_that_leads_elsewhere_is_a_lie(name: bytes, tmp_path
         with pytest.raises(SandboxDied, match="broke the protocol"):
             await asyncio.wait_for(running, 2)
         assert os.listdir(tmp_path) == ["into"]
+
+
+async def test_a_folder_without_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_session, "_MOST_ENTRIES", 3)
+    async with lied_to(tmp_path) as (session, stream):
+        await session.start()
+        running = asyncio.ensure_future(session.list_dir("out"))
+        for number in range(4):
+            await asyncio.sleep(0.01)
+            page = guest.join_fields((10**9, 1, b"%d" % number, b"file", 1, 0o644))
+            stream.frame(guest.OK, 2 + number, page)
+        with pytest.raises(SandboxFileError, match="more than 3 entries"):
+            await asyncio.wait_for(running, 2)
 
 
 async def test_a_file_that_gives_more_than_it_said_is_cut(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ _LATE_PAUSE_S = 0.05  # a background flood costs at most 1.3 MB/s of reading
 _LATE_STREAMS = 64
 _SAMPLE_S = 0.1
 _FIRST_BYTES = 64 * 1024
-_PIPE_BYTES = 1 << 20
+_PIPE_BYTES = 256 * 1024
 _PAGE_BYTES = 100_000
 _SIGNALS = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}
 
@@ -719,7 +719,7 @@ class Runner:
         try:
             self._write_control(name + ".c", text + b"\n")
         except OSError:
-            self._choose_control()
+            self._choose_control(len(text))
             self._write_control(name + ".c", text + b"\n")
         streams = []
         for end, word in (("o", "stdout"), ("e", "stderr")):
@@ -818,8 +818,8 @@ class Runner:
         if self._await_end(name, time.monotonic() + _START_S, []) is None:
             raise ShellLost("the shell did not start")
 
-    def _choose_control(self) -> None:
-        """A folder of our own for pipes and texts, in the first place that takes one."""
+    def _choose_control(self, room: int = 0) -> None:
+        """A folder of our own for pipes and texts, in the first place that has room for them."""
         complaint = OSError(errno.ENOENT, "no folder for the shell's pipes")
         for top in self._limits.control_dirs:
             path = f"{top.rstrip('/')}/.sandlot-{os.urandom(6).hex()}"
@@ -827,7 +827,7 @@ class Runner:
                 os.mkdir(path, 0o711)
                 os.chmod(path, 0o711)
                 self.control = path
-                self._write_control("try", b"x" * 4096)
+                self._write_control("try", bytes(room + 4096))
                 unlink(path + "/try")
                 return
             except OSError as exc:
@@ -1374,6 +1374,14 @@ def bring_loopback_up(sock: Any) -> None:
         pass
 
 
+def raise_open_files() -> None:
+    """Each connection takes six descriptors."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def listen() -> Any:
     import _socket
 
@@ -1574,6 +1582,7 @@ class Guest:
     def _configure(self, ident: int, body: bytes) -> None:
         limits = Limits(split_fields(body))
         if limits.proxy_socket:
+            raise_open_files()
             start_thread(Forwarder(listen(), limits.proxy_socket).loop)
         self._runner = Runner(self._wire, limits)
         start_thread(self._runner.loop, ident)

@@ -47,6 +47,8 @@ _LAST_WORD_S = 1.0
 _WINDOW = 6  # chunks under way of one file
 _CREDIT_BYTES = 16 * guest.CHUNK_BYTES
 _TAR_BLOCK = 512
+_MOST_ENTRIES = 1_000_000  # of one folder, and ...
+_MOST_BYTES = 4 << 30  # ... of one file in memory: a guest could go on for ever
 _STATE_NAME = "sandlot-state.json"
 _KINDS = frozenset(("file", "directory", "link", "fifo", "socket", "device"))
 
@@ -305,14 +307,15 @@ class GuestSession:
 
     async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         data = bytearray()
+        limit_bytes = _MOST_BYTES if limit_bytes is None else limit_bytes
         async with self._inside.reading(self._absolute(path)) as source:
-            if limit_bytes is not None and source.size_bytes > limit_bytes:
+            if source.size_bytes > limit_bytes:
                 raise SandboxFileError(
                     path, f"holds {source.size_bytes} bytes, more than {limit_bytes}"
                 )
             async for piece in source.pieces():
                 data += piece
-                if limit_bytes is not None and len(data) > limit_bytes:
+                if len(data) > limit_bytes:
                     raise SandboxFileError(path, f"holds more than {limit_bytes} bytes")
         return bytes(data)
 
@@ -457,7 +460,8 @@ class GuestSession:
         milliseconds = int(max(0.0, min(limit, 3e7)) * 1000)
         body = guest.join_fields((milliseconds,))
         try:
-            await self._send_text(ident, text, guest.RUN, body)
+            # Shielded as a whole: the guest answers only what it was told to the end.
+            await asyncio.shield(self._send_text(ident, text, guest.RUN, body))
             with self._or_dead():
                 return await self._await(call, limit + _GRACE_S)
         except asyncio.CancelledError:
@@ -730,6 +734,8 @@ class _Inside:
                 return found
             if most is not None and len(found) > most:
                 return found
+            if offset > _MOST_ENTRIES:
+                raise SandboxFileError(path, f"has more than {_MOST_ENTRIES} entries")
 
     async def make_dir(self, path: str) -> None:
         await self._ask(guest.MKDIR, path)
@@ -744,10 +750,13 @@ class _Inside:
         name = guest.join_fields((_path_bytes(path),))
         handle = session._register(call)
         await session._send(guest.OPEN, handle, name)
-        with _file_errors(path), session._parsing():
-            source = _Source(
-                session, handle, guest.split_fields(await session._await(call, _ANSWER_S))
-            )
+        try:
+            with _file_errors(path), session._parsing():
+                answer = await session._await(call, _ANSWER_S)
+                source = _Source(session, handle, guest.split_fields(answer))
+        except asyncio.CancelledError:
+            await self._forget(handle)
+            raise
         try:
             with _file_errors(path):
                 yield source
