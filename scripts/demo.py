@@ -4,7 +4,7 @@ Where no backend with walls of its own works, it takes `restricted`, which holds
 what runs there is what the small model asks for, on the files of this repository.
 
 Ends with 0 when the machinery worked, whatever the model answered, and with another code when it
-did not. Set up by `make demo`.
+did not. Set up by `make demo`. Another model may be named: `demo.py scripted:FILE`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def truth() -> str:
 
 def main() -> int:
     began = time.monotonic()
+    model = sys.argv[1] if len(sys.argv) > 1 else "local"
     backend = pick_backend()
     image = "host" if backend == "restricted" else prepare_image()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     step(f"a model works on {INPUT.relative_to(ROOT)} (backend {backend}, image {image})")
     before = newest_run(RUNS)
-    code = run_model(backend, image)
+    code = run_model(model, backend, image)
     if code not in MACHINERY_WORKED:
         print(f"\ndemo: the run failed (exit code {code}); see above", file=sys.stderr)
         return code
@@ -75,13 +76,13 @@ def pick_backend() -> str:
     return choice.backend
 
 
-def run_model(backend: str, image: str) -> int:
+def run_model(model: str, backend: str, image: str) -> int:
     command: list[str | Path] = [
         SANDLOT,
         "run",
         PROMPT,
         "-m",
-        "local",
+        model,
         "--profile",
         "compact",
         "--backend",

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -30,13 +31,14 @@ from sandlot.core.errors import (
     SandboxUnavailable,
 )
 from sandlot.sandbox import landlock, restricted
+from sandlot.sandbox.host import find_bwrap
 from sandlot.sandbox.hostconfig import HostConfig
 from sandlot.sandbox.policy import MIB, Limits, Mount, Network, NetworkMode, Policy
 from sandlot.sandbox.restricted import Ground, RestrictedSandbox, open_restricted
 from sandlot.sandbox.restricted_filter import build_restricted_filter, call_numbers
 
+ROOT = Path(__file__).parents[2]
 ATTEMPTS = Path(__file__).with_name("restricted_attempts.py")
-SOURCE = Path(restricted.__file__).parents[2]
 NOTIFY = 0x7FC00000
 ABIS = (landlock.abi(), 5, 2, 1)
 QUIET = Policy(network=Network(NetworkMode.NONE))
@@ -162,13 +164,15 @@ async def test_what_runs_inside_has_no_rights_to_lose(tmp_path: Path) -> None:
     async with started(tmp_path) as box:
         status = (await box.exec("cat /proc/self/status; id -u")).stdout
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    assert {fields[name].strip("0") for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")} == {""}
+    names = ["CapEff", "CapPrm", "CapInh", "CapAmb", *(["CapBnd"] if os.geteuid() == 0 else [])]
+    assert {fields[name].strip("0") for name in names} == {""}
     assert fields["NoNewPrivs"] == "1"
     assert fields["Seccomp_filters"] == "2"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a sandbox an id of its own")
 async def test_root_gives_each_sandbox_an_id_of_its_own(tmp_path: Path) -> None:
+    if restricted.survey().uid is None:
+        pytest.skip("this user cannot give a sandbox an id of its own")
     async with started(tmp_path) as one, started(tmp_path) as two:
         ids = {(await box.exec("id -u")).stdout for box in (one, two)}
     assert len(ids) == 2
@@ -315,6 +319,7 @@ DAEMON = "(setsid sh -c 'trap \"\" TERM HUP INT; sleep 300' >/dev/null 2>&1 &); 
 HARNESS = """\
 import asyncio, sys
 from pathlib import Path
+from sandlot.sandbox.host import find_bwrap
 from sandlot.sandbox.hostconfig import HostConfig
 from sandlot.sandbox.policy import Network, NetworkMode, Policy
 from sandlot.sandbox.restricted import open_restricted
@@ -402,6 +407,48 @@ async def test_a_guest_that_is_killed_from_inside_is_a_typed_death(tmp_path: Pat
             await box.exec("kill -9 $PPID; sleep 5")
         with pytest.raises(SandboxDied):
             await box.exec("echo more")
+
+
+# --- where namespaces are denied ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uid", ["0", "1000"])
+def test_the_demo_runs_where_no_namespace_can_be_made(tmp_path: Path, uid: str) -> None:
+    """A bubblewrap that forbids nested ones stands for the machine that denies them."""
+    denying = [find_bwrap(), "--unshare-user", "--disable-userns", "--unshare-pid"]
+    denying += ["--uid", uid, "--gid", uid, "--cap-drop", "ALL", "--die-with-parent"]
+    denying += ["--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--"]
+    if subprocess.run([*denying, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("bubblewrap cannot run here, so nothing can deny what it may do")
+    for part in ("scripts/demo.py", "demo"):
+        target = tmp_path / part
+        target.parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, target)
+    script = tmp_path / "script.jsonl"
+    command = "grep -c WARN input/station.log > output/answer.txt"
+    calls = [{"name": "execute_bash", "arguments": {"command": command}}, {"name": "submit"}]
+    lines = [json.dumps({"tool_calls": [{"arguments": {}, **call}]}) for call in calls]
+    script.write_text("\n".join(lines))
+    result = subprocess.run(
+        [*denying, sys.executable, str(tmp_path / "scripts/demo.py"), f"scripted:{script}"],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    assert "no sandbox can be had on this machine" in said
+    assert "not enforced: files" in said
+    assert "which is right" in said
+    manifest = tomllib.loads(next(tmp_path.glob("runs/*/run.toml")).read_text())
+    assert manifest["backend"]["name"] == "restricted"
+    assert {"files", "memory", "disk"} <= {
+        row["promise"] for row in manifest["sandbox"]["promises"] if not row["holds"]
+    }
+    assert not list(tmp_path.glob(".local/state/sandlot/restricted/*"))
 
 
 # --- the filter ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ machine, the kernel, the user and the program stay the same; that it does not is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -198,4 +199,5 @@ def _remember(state: Path, key: str) -> None:
         partial.write_text(key)
         partial.replace(state / _REMEMBERED)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
