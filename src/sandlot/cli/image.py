@@ -22,10 +22,43 @@ Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 @app.command()
-def build(name: Name = "science") -> None:
+def build(
+    name: Name = "science",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="docker|podman|ADDRESS",
+            help="Also import it into this container engine, once.",
+        ),
+    ] = None,
+) -> None:
     """Build `base` or `science` from Debian's packages; a finished one is not built again."""
+    if engine is not None:
+        drive(lambda: _put_into(engine, name))
+        return
     image = drive(lambda: _awaited(_store().build, name, say))
     print(clean(_described(name, image)))
+
+
+async def _put_into(engine: str, name: str) -> None:
+    """Build it if it is not there, then import it into the engine."""
+    import os
+
+    from sandlot.sandbox.engine_api import EngineClient, find_address, parse_address
+    from sandlot.sandbox.engine_images import import_image
+
+    known = engine in ("docker", "podman")
+    address = find_address(engine, None, os.environ) if known else parse_address(engine)
+    store = _store()
+    client = EngineClient(address, os.environ)
+    try:
+        await client.call("describe itself", "GET", "/info")  # before a build of minutes
+        info = await store.ensure(name, say)
+        image = await import_image(client, info, store.tar(info.digest), say)
+    finally:
+        await client.close()
+    print(clean(f"{name}  {image.digest}  in the engine as {image.id}"))
 
 
 @app.command("import")

@@ -1875,6 +1875,10 @@ async def _(make: MakeSandbox) -> None:
     marker = f"31{time.monotonic_ns() % 10**9}"
     async with opened(make) as box:
         await box.exec(f"( setsid sleep {marker} & ); (trap '' TERM; sleep {marker}) &")
+        for _ in range(100):  # the shell answers before its background child has begun
+            if _host_sees(marker):
+                break
+            await asyncio.sleep(0.02)
         require(_host_sees(marker), "the marked process cannot be seen: nothing is proved")
     for _ in range(20):
         if not _host_sees(marker):

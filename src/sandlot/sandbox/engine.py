@@ -45,6 +45,7 @@ from sandlot.sandbox.engine_api import (
     EngineRefusal,
     find_address,
 )
+from sandlot.sandbox.engine_changes import changes_behind_walls, changes_of_container
 from sandlot.sandbox.engine_container import (
     MOUNTS_DIR,
     PROXY_DIR,
@@ -68,7 +69,7 @@ from sandlot.sandbox.engine_host import (
     talk,
 )
 from sandlot.sandbox.engine_images import EngineImage, Progress, prepare_image
-from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession
+from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession, read_state
 from sandlot.sandbox.hostconfig import HostConfig, apt_settings, proxy_environment, read_host
 from sandlot.sandbox.policy import Enforcement, Policy, settle_enforcement
 
@@ -237,6 +238,7 @@ class EngineSandbox:
         self._life: _Life | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        self._old_records: list[EgressRecord] = []
 
     @property
     def enforcement(self) -> tuple[Enforcement, ...]:
@@ -244,10 +246,7 @@ class EngineSandbox:
 
     async def start(self) -> None:
         self._host = await self._get_host()
-        life = _Life(
-            self._host, self.policy, self._image, self._config, self._spool_dir, self._wall
-        )
-        self._life = life
+        life = self._life = self._new_life()
         starting = asyncio.ensure_future(life.start())
         try:
             await asyncio.shield(starting)
@@ -282,10 +281,22 @@ class EngineSandbox:
         return await self._call(lambda session: session.collect(paths, into))
 
     async def snapshot(self, target: Path) -> None:
-        await self._call(lambda session: session.snapshot(target))
+        await self._alive().snapshot(target)
 
     async def restore(self, source: Path) -> None:
-        await self._call(lambda session: session.restore(source))
+        """Into a new container, which then takes the place of the old one."""
+        old = self._alive()
+        await asyncio.to_thread(read_state, source)
+        new = self._new_life()
+        try:
+            await new.start()
+            await new.call(lambda session: session.restore(source))
+        except BaseException:
+            await asyncio.shield(new.stop())
+            raise
+        self._life = new
+        self._old_records += old.drain_egress()
+        await old.stop()
 
     async def fork(self) -> Sandbox:
         twin = EngineSandbox(
@@ -310,7 +321,8 @@ class EngineSandbox:
         return twin
 
     def egress(self) -> list[EgressRecord]:
-        return [] if self._life is None else self._life.drain_egress()
+        records, self._old_records = self._old_records, []
+        return records + ([] if self._life is None else self._life.drain_egress())
 
     async def stats(self) -> SandboxStats:
         return await self._call(lambda session: session.usage())
@@ -337,13 +349,24 @@ class EngineSandbox:
                 self._host = None
                 await self._release_host()
 
+    def _new_life(self) -> _Life:
+        assert self._host is not None
+        return _Life(
+            self._host, self.policy, self._image, self._config, self._spool_dir, self._wall
+        )
+
     async def _call(self, work: Callable[[GuestSession], Awaitable[T]]) -> T:
-        if self._life is None or self._closed:
+        return await self._alive().call(work)
+
+    def _alive(self) -> _Life:
+        if self._life is None:
             what = "it was closed" if self._closed else "it was not started"
-            if self._life is not None and (death := self._life.death) is not None:
-                raise death
             raise SandboxDied(DeathCause.CLOSED, what)
-        return await self._life.call(work)
+        if self._life.death is not None:
+            raise self._life.death
+        if self._closed:
+            raise SandboxDied(DeathCause.CLOSED, "it was closed")
+        return self._life
 
 
 class _Life:
@@ -367,6 +390,8 @@ class _Life:
         self._folder = host.new_folder()
         self._died: asyncio.Future[SandboxDied] = asyncio.get_running_loop().create_future()
         self._container = ""
+        self._layers: dict[str, str] | None = None
+        self._names: list[str] = []
         self._stream: AttachedStream | None = None
         self._session: GuestSession | None = None
         self._egress: EgressProxy | None = None
@@ -411,6 +436,18 @@ class _Life:
         except OSError as exc:  # the stream broke under the session
             await self._learn_cause(str(exc))
             raise self._died.result() from exc
+
+    async def snapshot(self, target: Path) -> None:
+        async def store(session: GuestSession) -> None:
+            if self._layers is not None:
+                found = await changes_behind_walls(session, self._layers, self._names)
+            else:
+                ours = list(_files(self._config))
+                client = self._host.client
+                found = await changes_of_container(client, session, self._container, ours)
+            await session.snapshot(target, found.paths, found.removed)
+
+        await self.call(store)
 
     def drain_egress(self) -> list[EgressRecord]:
         return [] if self._egress is None else self._egress.drain_records()
@@ -488,6 +525,8 @@ class _Life:
                 f"the container could not be confined: {str(report['error'])[:300]}. Try again: "
                 "the next start finds out anew what this engine can do"
             )
+        if form.walls:
+            self._layers, self._names = dict(report["layers"]), list(report["names"])
         session = self._session = GuestSession(
             _Watched(stream, self._learn_cause, self._died),
             self._policy,

@@ -229,6 +229,7 @@ class AttachedStream:
         self._raw = raw
         self._stack = stack
         self._buffer = bytearray()
+        self._ahead = b""
         self._left = 0
         self._kind = 1
         self._closed = False
@@ -240,6 +241,9 @@ class AttachedStream:
         Raises:
             OSError: the connection broke, or carries something that is no frame.
         """
+        if self._ahead:
+            piece, self._ahead = self._ahead, b""
+            return piece
         while True:
             if self._left and self._buffer:
                 piece = self._take_piece()
@@ -250,6 +254,17 @@ class AttachedStream:
                 self._begin_frame()
             elif not await self._fill():
                 return b""
+
+    async def read_line(self, limit: int) -> bytes:
+        """Stdout up to its first line's end or `limit`; what came after it is read later."""
+        line = b""
+        while b"\n" not in line and len(line) < limit:
+            piece = await self.read()
+            if not piece:
+                break
+            line += piece
+        line, _, self._ahead = line.partition(b"\n")
+        return line
 
     async def write(self, data: bytes) -> None:
         import httpx2

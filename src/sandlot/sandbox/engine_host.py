@@ -43,7 +43,7 @@ LEASE_LABEL, OWNER_LABEL = "sandlot.lease", "sandlot.owner"
 _TRY_S = 60.0
 _REAP_S = 20.0
 _AGAIN_S = 0.02
-_REPORT_BYTES = 4096
+_REPORT_BYTES = 256 * 1024
 _PYTHON = (3, 8)
 _TRIAL = Policy(
     Limits(memory_bytes=256 * MIB, processes=64, disk_bytes=16 * MIB, open_files=None),
@@ -277,15 +277,9 @@ async def talk(stream: AttachedStream, request: bytes) -> dict[str, Any]:
     Raises:
         SandboxUnavailable: it ended without one; the message holds what it said on stderr.
     """
-    line = b""
     try:
         await stream.write(request)
-        while b"\n" not in line and len(line) < _REPORT_BYTES:
-            piece = await stream.read()
-            if not piece:
-                break
-            line += piece
-        report = json.loads(line)
+        report = json.loads(await stream.read_line(_REPORT_BYTES))
     except (OSError, ValueError) as exc:
         said = stream.errors.decode("utf-8", "replace").strip()[-500:]
         raise SandboxUnavailable(

@@ -38,10 +38,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main() -> None:
     request = read_request()
-    report = {"python": ".".join(str(part) for part in sys.version_info[:2]), "bash": has_bash()}
+    report: dict[str, Any] = {
+        "python": ".".join(str(part) for part in sys.version_info[:2]),
+        "bash": has_bash(),
+    }
     try:
         if request["walls"]:
-            build_walls(request)
+            report.update(build_walls(request))
         else:
             write_files("", request["files"])
         os.makedirs(request["working_dir"], exist_ok=True)
@@ -78,28 +81,32 @@ def read_exactly(size: int) -> bytes:
 # --- walls ----------------------------------------------------------------------------------------
 
 
-def build_walls(request: dict[str, Any]) -> None:
+def build_walls(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `report` says of them: each overlay's folder for changes, the names in `/`."""
     enter_namespaces()
     mount("none", "/", None, _REC | _PRIVATE)
     mounted = mount_points()
     mount("tmpfs", _PLACE, "tmpfs", 0, f"mode=755,size={request['disk_bytes']}")
-    walls = Walls(mounted)
+    walls = Walls(mounted, request["files"])
     walls.copies = _PLACE + "/copies"
     os.mkdir(walls.copies)
     mount("tmpfs", walls.copies, "tmpfs", 0, f"mode=755,size={_COPY_BYTES}")
     os.mkdir(walls.root)
     mount(walls.root, walls.root, None, _BIND)
-    for name in sorted(os.listdir("/")):
+    names = sorted(os.listdir("/"))
+    for name in names:
         walls.place("/" + name)
     for source, target in request["mounts"]:
         walls.bind(source, target)
-    write_files(walls.root, request["files"])
+    write_files(walls.root, walls.files)
+    walls.show_changes()
     os.chdir(walls.root)
     call("syscall", _PIVOT_ROOT[os.uname().machine], b".", b".")
     call("umount2", b".", _DETACH)
     os.chdir("/")
     for path in ("/dev", "/sys/fs/cgroup"):
         protect(path)
+    return {"layers": walls.layers, "names": names}
 
 
 def protect(path: str) -> None:
@@ -165,8 +172,10 @@ def unescaped(word: str) -> bytes:
 class Walls:
     """The new root: a tmpfs of the disk's size, with an overlay over each folder of the image."""
 
-    def __init__(self, mounted: list[str]) -> None:
+    def __init__(self, mounted: list[str], files: dict[str, str]) -> None:
         self.mounted = mounted
+        self.files = dict(files)
+        self.layers: dict[str, str] = {}
         self.root = _PLACE + "/root"
         self.copies = ""
         self.count = 0
@@ -191,6 +200,8 @@ class Walls:
         elif path in _COPIED:
             copy = self.copies + path
             copy_tree(path, copy, (_PLACE,))
+            below = [name for name in self.files if name.startswith(path + "/")]
+            write_files(self.copies, {name: self.files.pop(name) for name in below})
             self.overlay(copy, target)
         else:
             for name in os.listdir(path):
@@ -204,6 +215,14 @@ class Walls:
         keep_attributes(upper, os.lstat(lower))
         layers = f"lowerdir={escaped(lower)},upperdir={upper},workdir={work}"
         mount("overlay", target, "overlay", 0, f"{layers},userxattr")
+        self.layers[target[len(self.root) :]] = upper
+
+    def show_changes(self) -> None:
+        """What was changed can be read inside, for snapshots; only the overlays write there."""
+        inside = self.root + _PLACE
+        os.makedirs(inside, 0o700, exist_ok=True)
+        mount(_PLACE, inside, None, _BIND)
+        mount("none", inside, None, _BIND | _REMOUNT | _RDONLY)
 
     def bind(self, source: str, target: str) -> None:
         inside = self.root + target
