@@ -1,4 +1,4 @@
-"""IFBench: its published checkers, in a helper process; loud where they or their data are missing."""
+"""IFBench by its published checkers, in a helper process; loud where they or data are missing."""
 
 from __future__ import annotations
 
