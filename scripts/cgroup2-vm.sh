@@ -55,7 +55,7 @@ install_packages() {
     /usr/bin/python3 --version | cmp -s - "$place/theirs" ||
         fail "this machine's /usr/bin/python3 must be that of its own Debian packages"
     /usr/bin/python3 -m venv "$place/venv"
-    "$place/venv/bin/pip" install --quiet "$repository[dev]" >"$place/pip.log" 2>&1 || {
+    "$place/venv/bin/pip" install --quiet "$root/opt/sandlot[dev]" >"$place/pip.log" 2>&1 || {
         cat "$place/pip.log" >&2
         fail "the Python packages could not be installed"
     }
@@ -72,6 +72,7 @@ tar=${SANDLOT_VM_TAR:-$place/rootfs.tar}
 mkdir "$root"
 tar -C "$root" --numeric-owner -xpf "$tar"
 
+git clone -q "$repository" "$root/opt/sandlot"
 site=${SANDLOT_VM_SITE:-$place/site}
 [ -d "$site" ] || {
     echo "==> installing Python packages"
@@ -79,7 +80,6 @@ site=${SANDLOT_VM_SITE:-$place/site}
 }
 mkdir -p "$root/opt/site"
 cp -a "$site/." "$root/opt/site"
-git clone -q "$repository" "$root/opt/sandlot"
 chroot "$root" /usr/sbin/useradd --create-home --shell /bin/sh visitor
 mkdir -p "$root/var/lib/systemd/linger"
 : >"$root/var/lib/systemd/linger/visitor" # a user manager without a login
