@@ -25,7 +25,7 @@ from sandlot.sandbox import (
     registry,
 )
 from sandlot.sandbox.base import Sandbox
-from sandlot.sandbox.choose import ENGINE_REMEDY, NAMESPACE_REMEDY, ORDER
+from sandlot.sandbox.choose import ENGINE_REMEDY, NAMESPACE_REMEDY, ORDER, _reach
 from sandlot.sandbox.policy import Enforcement, Policy
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 from sandlot.sandbox.probe_attempts import Setup as Setup
@@ -137,8 +137,8 @@ async def probe_backend(
     """The first row says whether it starts; where it does not, that is the only one."""
     if name in ENGINES:
         setup = replace(setup, image=setup.engine_image or _NO_IMAGE)
-    opening = open_box or _opener(setup)
     trying(f"{name}: start")
+    opening = open_box or _opener(setup)
     start, rows = await _start(name, opening)
     yield start
     if start.result is not Result.KEPT:
@@ -156,7 +156,13 @@ async def probe_backend(
 
 
 def _opener(setup: Setup) -> Open:
+    reached: set[str] = set()
+
     async def opening(name: str, policy: Policy) -> Sandbox:
+        if name in ENGINES and name not in reached:
+            # Both take the same address; at one that the other engine serves, this one is not.
+            await _reach(name, setup.engine, setup.environ)
+            reached.add(name)
         return await registry.open_sandbox(
             name,
             policy=policy,
