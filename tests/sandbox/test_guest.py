@@ -342,6 +342,22 @@ async def test_a_packed_tree_comes_back_as_it_was(box: GuestSandbox, tmp_path: P
 
 
 @pytest.mark.sandbox
+async def test_an_exact_snapshot_brings_deletions_back_without_a_list(tmp_path: Path) -> None:
+    image = "mkdir -p /opt/a/sub $'/opt/bad\\xff'; echo i > /opt/a/one; echo i > /opt/a/sub/two; "
+    image += "echo i > /opt/kept; echo i > $'/opt/bad\\xff/x'"
+    async with GuestSandbox(small_policy()) as box:
+        await box.exec(image)
+        await box.exec("rm /opt/a/one; rm -r /opt/a/sub; echo n > /opt/a/sub; rm /opt/bad*/x")
+        changed = ["/opt", "/opt/a", "/opt/a/sub", "/opt/bad\udcff", "/tmp/.sandlot/x"]
+        await box.session.snapshot(tmp_path / "state", changed, exact=True)
+    async with GuestSandbox(small_policy()) as box:
+        await box.exec(image)
+        await box.session.restore(tmp_path / "state")
+        found = await box.exec("cd /opt; find . -type f | sort; cat a/sub; ls -d bad*")
+        assert found.stdout == "./a/sub\n./kept\nn\nbad\ufffd\n"
+
+
+@pytest.mark.sandbox
 async def test_what_was_held_still_for_packing_goes_on(box: GuestSandbox, tmp_path: Path) -> None:
     await box.exec("echo x > beat; while :; do echo x >> beat; sleep 0.01; done &")
     await box.session.pack(["/testbed"], tmp_path / "tree")

@@ -45,6 +45,8 @@ OPEN, READ, CREATE, WRITE, CLOSE, USAGE, RESET, PACK, CREDIT, UNPACK, INPUT = ra
 HELLO, OK, ERROR, DATA, OUTPUT, DONE = range(64, 70)
 
 PROXY_PORT = 3128
+OWN_PREFIX = "/.sandlot"  # folders of ours: pipes, saved output. They are never packed
+_NAMES = "SANDLOT.names"
 _STATUS_FD = 12
 _ABORT_SIGNAL = _signal.SIGRTMAX - 5
 _GRACE_S = 1.0
@@ -831,6 +833,7 @@ class Runner:
                 unlink(path + "/try")
                 return
             except OSError as exc:
+                remove_tree(path)
                 complaint = OSError(exc.errno, f"{top}: {exc.strerror}")
         raise complaint
 
@@ -1200,8 +1203,11 @@ class TarSink:
         return len(data)
 
 
-def pack(wire: Wire, ident: int, credit: Credit, paths: list[bytes]) -> None:
+def pack(wire: Wire, ident: int, credit: Credit, exact: bool, paths: list[bytes]) -> None:
     """Send a tar of `paths`, each with what is below it, then how many could not be read.
+
+    `exact` takes each path alone, and with a folder the names in it: what else a later folder of
+    that name holds is removed when it comes back, so deletions need not be listed.
 
     What runs inside is held still meanwhile; what was stopped before stays so.
     """
@@ -1217,7 +1223,7 @@ def pack(wire: Wire, ident: int, credit: Credit, paths: list[bytes]) -> None:
             fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=CHUNK_BYTES
         ) as tar:
             for path in paths:
-                lost += add_path(tar, os.fsdecode(path))
+                lost += add_path(tar, os.fsdecode(path), exact)
     except OSError as exc:
         if isinstance(exc, BrokenPipeError):
             raise
@@ -1228,12 +1234,14 @@ def pack(wire: Wire, ident: int, credit: Credit, paths: list[bytes]) -> None:
     wire.answer(ident, lost)
 
 
-def add_path(tar: Any, path: str) -> int:
-    """Add one path and what is below it; returns how many could not be read."""
+def add_path(tar: Any, path: str, exact: bool) -> int:
+    """Add one path, and what is below it unless `exact`; returns how many could not be read."""
     lost = 0
     waiting = [path]
     while waiting:
         name = waiting.pop()
+        if OWN_PREFIX in name:
+            continue
         try:
             info = tar.gettarinfo(name)
             if info is None:  # a socket
@@ -1244,9 +1252,12 @@ def add_path(tar: Any, path: str) -> int:
                 with os.fdopen(fd, "rb") as file:
                     add_file(tar, info, file)
                 continue
+            names = sorted(os.listdir(name), reverse=True) if info.isdir() else []
+            if exact and info.isdir():
+                info.pax_headers = {_NAMES: "/".join(names)}
             tar.addfile(info)
-            if info.isdir():
-                waiting += [os.path.join(name, n) for n in sorted(os.listdir(name), reverse=True)]
+            if not exact:
+                waiting += [os.path.join(name, inner) for inner in names]
         except (FileNotFoundError, PermissionError, NotADirectoryError):
             lost += 1
     return lost
@@ -1318,7 +1329,16 @@ def put_back(tar: Any, info: Any) -> bool:
                    os.makedev(info.devmajor, info.devminor))  # fmt: skip
     if not info.isdir():
         finish_entry(info)
+    elif _NAMES in info.pax_headers:
+        prune(path, info.pax_headers[_NAMES].split("/"))
     return bool(info.isdir())
+
+
+def prune(folder: str, names: list[str]) -> None:
+    """Remove what has another name; folders of the guest's own stay."""
+    for name in set(os.listdir(folder)).difference(names):
+        if OWN_PREFIX not in "/" + name:
+            remove_tree(os.path.join(folder, name))
 
 
 def finish_entry(info: Any) -> None:
@@ -1617,7 +1637,8 @@ class Guest:
     def _pack(self, ident: int, body: bytes) -> None:
         paths = bytes(self._texts.pop(ident, b"")) + body
         credit = self._credits[ident] = Credit()
-        start_thread(pack, self._wire, ident, credit, split_fields(paths))
+        exact, *names = split_fields(paths)
+        start_thread(pack, self._wire, ident, credit, exact == b"1", names)
 
     def _credit(self, ident: int, body: bytes) -> None:
         if ident in self._credits:

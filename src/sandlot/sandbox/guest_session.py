@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import importlib.util
-import inspect
 import json
 import marshal
 import os
@@ -346,12 +345,19 @@ class GuestSession:
     # --- state ----------------------------------------------------------------------------------
 
     async def snapshot(
-        self, target: Path, paths: Sequence[str] | None = None, removed: Sequence[str] = ()
+        self,
+        target: Path,
+        paths: Sequence[str] | None = None,
+        removed: Sequence[str] = (),
+        *,
+        exact: bool = False,
     ) -> None:
         """Store `paths` (default: the working directory), the directory and exported variables.
 
         What changed since the image cannot be seen from inside: the owner says it, in `paths` the
-        files and folders that are new or changed, in `removed` those that are gone.
+        files and folders that are new or changed, in `removed` those that are gone. An engine's
+        list of changes names every path, and the folder of a deleted file as changed: with `exact`
+        each is stored alone, folders with the names in them, and `removed` is not needed.
         """
         exports = await self.exec("export -p")
         where = await self.exec("pwd -P")
@@ -363,7 +369,9 @@ class GuestSession:
             "removed": list(removed),
         }
         async with self._queue:
-            await self._store(target, [self._policy.working_dir] if paths is None else paths, state)
+            await self._store(
+                target, [self._policy.working_dir] if paths is None else paths, state, exact
+            )
 
     async def restore(self, source: Path, *, clear: Sequence[str] = ()) -> None:
         """Bring back what `snapshot` stored; what runs inside ends. `clear` is removed before.
@@ -375,16 +383,17 @@ class GuestSession:
         await self.reset()
         async with self._queue:
             await self.unpack(source, [*state.removed, *clear])
-        await self.exec(f"{state.exports}\ncd -- {shlex.quote(state.working_dir)}")
+        ours = proxy_exports(self._environment)
+        await self.exec(f"{state.exports}\n{ours}cd -- {shlex.quote(state.working_dir)}")
 
-    async def pack(self, paths: Sequence[str], into: Path) -> None:
-        """Append a tar of absolute paths inside, folders whole, to a host file.
+    async def pack(self, paths: Sequence[str], into: Path, *, exact: bool = False) -> None:
+        """Append a tar of absolute paths inside to a host file; folders whole unless `exact`.
 
         What runs inside is held still meanwhile. Raises SandboxFileError.
         """
         try:
             with into.open("ab") as file:
-                await self._pack(paths, file.write)
+                await self._pack(paths, exact, file.write)
         except OSError as exc:
             raise SandboxFileError(str(into), exc.strerror or str(exc)) from exc
 
@@ -404,7 +413,9 @@ class GuestSession:
         with _file_errors(str(source)):
             await self._await(call, _PACK_S)
 
-    async def _store(self, target: Path, paths: Sequence[str], state: Mapping[str, object]) -> None:
+    async def _store(
+        self, target: Path, paths: Sequence[str], state: Mapping[str, object], exact: bool
+    ) -> None:
         partial = target.with_name(target.name + ".partial")
         data = json.dumps(state).encode()
         info = tarfile.TarInfo(_STATE_NAME)
@@ -412,17 +423,19 @@ class GuestSession:
         try:
             partial.write_bytes(info.tobuf() + data + bytes(-len(data) % _TAR_BLOCK))
             partial.chmod(0o600)
-            await self.pack([self._absolute(path) for path in paths], partial)
+            await self.pack([self._absolute(path) for path in paths], partial, exact=exact)
             partial.replace(target)
         except OSError as exc:
             raise SandboxFileError(str(target), exc.strerror or str(exc)) from exc
         finally:
             partial.unlink(missing_ok=True)
 
-    async def _pack(self, paths: Sequence[str], write: Callable[[bytes], object]) -> None:
+    async def _pack(
+        self, paths: Sequence[str], exact: bool, write: Callable[[bytes], object]
+    ) -> None:
         call = _PackCall()
         ident = self._register(call)
-        names = guest.join_fields(_path_bytes(path) for path in paths)
+        names = guest.join_fields((int(exact), *map(_path_bytes, paths)))
         await self._send_text(ident, names, guest.PACK, b"")
         await self._grant(call, ident, _CREDIT_BYTES)
         most, size = self._most_packed(), 0
@@ -848,6 +861,15 @@ def _tree_offset(source: Path) -> int:
 # --- parts of answers -----------------------------------------------------------------------------
 
 
+def proxy_exports(environment: Mapping[str, str]) -> str:
+    """Shell lines that set the proxy's address again.
+
+    A stored one belongs to the proxy of another sandbox, which knows another token.
+    """
+    names = [name for name in environment if name.lower() in ("http_proxy", "https_proxy")]
+    return "".join(f"export {name}={shlex.quote(environment[name])}\n" for name in names)
+
+
 def _frame(kind: int, ident: int, body: bytes) -> bytes:
     return guest.HEADER.pack(kind, ident, len(body)) + body
 
@@ -855,8 +877,8 @@ def _frame(kind: int, ident: int, body: bytes) -> bytes:
 @functools.cache
 def _program(magic: bytes) -> bytes:
     """The guest's program for a Python: compiled already where it is of our own version."""
-    source = inspect.getsource(guest)
-    kind, data = b"s", source.encode()
+    data = source = Path(guest.__file__).read_bytes()
+    kind = b"s"
     if magic == importlib.util.MAGIC_NUMBER:
         code = compile(source, "guest", "exec", dont_inherit=True, optimize=2)
         kind, data = b"m", marshal.dumps(code)
