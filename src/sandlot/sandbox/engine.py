@@ -17,13 +17,12 @@ import socket
 import tempfile
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sandlot.core.errors import (
     DeathCause,
-    InputError,
     SandboxDied,
     SandboxError,
     SandboxUnavailable,
@@ -258,7 +257,11 @@ class EngineSandbox:
             raise
 
     async def exec(self, command: str, timeout_s: float | None = None) -> ExecResult:
-        return await self._call(lambda session: session.exec(command, timeout_s))
+        life = self._alive()
+        result = await life.call(lambda session: session.exec(command, timeout_s))
+        if life.is_metered:
+            return result
+        return replace(result, memory_peak_bytes=None, cpu_s=None, throttled_s=None)
 
     async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
         return await self._call(lambda session: session.read_file(path, limit_bytes=limit_bytes))
@@ -325,7 +328,9 @@ class EngineSandbox:
         return records + ([] if self._life is None else self._life.drain_egress())
 
     async def stats(self) -> SandboxStats:
-        return await self._call(lambda session: session.usage())
+        life = self._alive()
+        found = await life.call(lambda session: session.usage())
+        return found if life.is_metered else SandboxStats(processes=found.processes)
 
     async def close(self) -> None:
         if self._closing is None:
@@ -398,6 +403,11 @@ class _Life:
         self._end: asyncio.TimerHandle | None = None
         self._token = secrets.token_urlsafe(24)
         self.enforcement: tuple[Enforcement, ...] = ()
+
+    @property
+    def is_metered(self) -> bool:
+        """Without a control group of its own a container reads the meters of the whole machine."""
+        return self._host.facts.memory
 
     @property
     def death(self) -> SandboxDied | None:
@@ -480,9 +490,6 @@ class _Life:
 
     def _refuse_unreachable(self) -> None:
         """What needs this machine's files cannot be had of an engine that runs elsewhere."""
-        for mount in self._policy.mounts:
-            if not Path(mount.source).exists():
-                raise InputError(f"the folder {mount.source} to be mounted does not exist")
         if self._host.facts.local:
             return
         address = self._host.client.address.text

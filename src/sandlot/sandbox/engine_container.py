@@ -63,13 +63,16 @@ def read_facts(backend: str, info: Mapping[str, Any], *, local: bool) -> EngineF
     machine = str(info.get("Architecture") or platform.machine())
     options = " ".join(str(option) for option in info.get("SecurityOptions") or [])
     desktop = "Docker Desktop" in str(info.get("OperatingSystem"))
+    rootless = "rootless" in options or bool(info.get("Rootless"))
+    # Version 1 gives an ordinary user no groups of its own, whatever the engine says of itself.
+    groups = not (rootless and str(info.get("CgroupVersion")) == "1")
     return EngineFacts(
         backend=backend,
         machine=_MACHINES.get(machine, machine),
-        rootless="rootless" in options or bool(info.get("Rootless")),
-        memory=bool(info.get("MemoryLimit")),
-        cpus=bool(info.get("CpuCfsQuota") or info.get("CPUCfsQuota")),
-        processes=bool(info.get("PidsLimit")),
+        rootless=rootless,
+        memory=groups and bool(info.get("MemoryLimit")),
+        cpus=groups and bool(info.get("CpuCfsQuota") or info.get("CPUCfsQuota")),
+        processes=groups and bool(info.get("PidsLimit")),
         local=local and not desktop,
     )
 
