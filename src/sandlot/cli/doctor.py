@@ -127,6 +127,8 @@ def _summary(found: list[Finding], default: str, runs_here: bool) -> list[str]:
         results = [one.result for one in found if one.backend == name]
         counts = {word: results.count(word) for word in dict.fromkeys(results)}
         lines.append(f"{clean(name)}: {', '.join(f'{n} {word}' for word, n in counts.items())}")
+    if default == AUTO:
+        return ["", *lines, "no backend that a run would take by itself starts here"]
     verdict = "starts here" if runs_here else "does not start here"
     return ["", *lines, f"a run would take {clean(default)}, which {verdict}"]
 
