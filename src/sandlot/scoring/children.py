@@ -90,6 +90,15 @@ class ChildPool:
             self._idle.append(child)
             return answer
 
+    async def usable(self) -> bool:
+        """Whether a helper starts at all. A started one is kept for the first question."""
+        async with self._slots:
+            child = await self._ready_child()
+            if isinstance(child, Failed):
+                return False
+            self._idle.append(child)
+            return True
+
     async def close(self) -> None:
         for child in list(self._all):
             await self._discard(child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sandlot.core.errors import ConfigError
 from sandlot.core.types import Score, Task
@@ -13,8 +13,7 @@ from sandlot.scoring.base import Candidate
 from sandlot.scoring.extract import extract, plain
 from sandlot.scoring.text import normalise, same_text
 
-Partial = Literal["none", "f1"]
-
+PARTIAL = ("none", "f1")
 _LONG = 8000  # characters; nothing of that length is a choice
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"[*`\"$\[\]{}]|(?<!\w)_|_(?!\w)")
@@ -204,8 +203,8 @@ class ChoiceScorer:
     name = "choice"
     version = "1"
 
-    def __init__(self, *, partial: Partial = "none") -> None:
-        if partial not in ("none", "f1"):
+    def __init__(self, *, partial: str = "none") -> None:
+        if partial not in PARTIAL:
             raise ConfigError(f"scorer choice: partial={partial!r} is not one of none, f1")
         self._partial = partial
 
