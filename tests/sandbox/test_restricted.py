@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +31,11 @@ from sandlot.core.errors import (
     SandboxDied,
     SandboxFileError,
     SandboxUnavailable,
+    SandlotError,
 )
 from sandlot.sandbox import landlock, restricted
+from sandlot.sandbox.base import ExecResult
+from sandlot.sandbox.contract import CHECKS, Check, ContractViolation
 from sandlot.sandbox.host import find_bwrap
 from sandlot.sandbox.hostconfig import HostConfig
 from sandlot.sandbox.policy import MIB, Limits, Mount, Network, NetworkMode, Policy
@@ -409,6 +414,75 @@ async def test_a_guest_that_is_killed_from_inside_is_a_typed_death(tmp_path: Pat
             await box.exec("echo more")
 
 
+# --- the contract -------------------------------------------------------------------------------
+
+NEEDS_A_ROOT_OF_ITS_OWN = {
+    "the user is 0 inside",
+    "missing parent folders are made",
+    "links inside are followed inside",
+    "a folder under a name with dots stays inside",
+    "a link to the host never lists or describes the host",
+    "an upload counts its files and lands under the target",
+    "deleted and replaced parts of the image come back so",
+    "files, directory and exported variables come back in a fresh sandbox",
+    "a fork goes on from files, directory and variables, and both go their own way",
+    "the host's name and processes are not seen",
+    "there is no network interface but lo",
+    "the usual devices work",
+    "there are no disks, memory or terminals in /dev",
+    "a socket is refused at once",
+}
+
+
+class Moved:
+    """Commands written for `/testbed`, `/root` and `/tmp`, run where these folders really are."""
+
+    def __init__(self, box: RestrictedSandbox) -> None:
+        self._box = box
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._box, name)
+
+    async def exec(self, command: str, timeout_s: float | None = None) -> ExecResult:
+        base = str(self._box.base)
+        moved = re.sub(r"(?<![\w/.])/(?=(testbed|root|tmp)\b)", f"{base}/", command)
+        result = await self._box.exec(moved, timeout_s)
+        out, err = result.stdout.replace(base, ""), result.stderr.replace(base, "")
+        return replace(result, stdout=out, stderr=err)
+
+    async def fork(self) -> Moved:
+        twin = await self._box.fork()
+        assert isinstance(twin, RestrictedSandbox)
+        return Moved(twin)
+
+    async def __aenter__(self) -> Moved:
+        await self._box.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._box.close()
+
+
+@pytest.mark.slow
+async def test_the_contract_holds_but_for_what_a_root_of_its_own_gives(tmp_path: Path) -> None:
+    async def make(policy: Policy) -> Any:
+        return Moved(await open_restricted(policy, "host", tmp_path, HostConfig(), lambda _: None))
+
+    few = asyncio.Semaphore(4)
+    broken: dict[str, str] = {}
+
+    async def run(check: Check) -> None:
+        async with few:
+            try:
+                await asyncio.wait_for(check.run(make), 60)
+            except (ContractViolation, SandlotError, OSError, TimeoutError) as exc:
+                broken[check.name] = str(exc)
+
+    await asyncio.gather(*(run(check) for check in CHECKS if not check.slow))
+    assert {name: broken[name] for name in broken.keys() - NEEDS_A_ROOT_OF_ITS_OWN} == {}
+    assert restricted.all_leases(tmp_path) == []
+
+
 # --- where namespaces are denied ----------------------------------------------------------------
 
 
@@ -427,12 +501,20 @@ def test_the_demo_runs_where_no_namespace_can_be_made(tmp_path: Path, uid: str) 
         (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, target)
     script = tmp_path / "script.jsonl"
     command = "grep -c WARN input/station.log > output/answer.txt"
-    calls = [{"name": "execute_bash", "arguments": {"command": command}}, {"name": "submit"}]
-    lines = [json.dumps({"tool_calls": [{"arguments": {}, **call}]}) for call in calls]
+    calls: list[dict[str, Any]] = [
+        {"name": "execute_bash", "arguments": {"command": command}},
+        {"name": "submit", "arguments": {}},
+    ]
+    lines = [json.dumps({"tool_calls": [call]}) for call in calls]
     script.write_text("\n".join(lines))
     result = subprocess.run(
         [*denying, sys.executable, str(tmp_path / "scripts/demo.py"), f"scripted:{script}"],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(restricted.__file__).parents[2]),
+            "HOME": str(tmp_path),
+            "XDG_RUNTIME_DIR": str(tmp_path),
+        },
         check=False,
         capture_output=True,
         text=True,
