@@ -581,8 +581,6 @@ class Runner:
         self._status_r = self._commands_w = -1
         self.shell = 0
         self._exit_status: int | None = None
-        self._started = _thread.allocate_lock()
-        self._started.acquire()
 
     def submit(self, job: Job) -> None:
         self._jobs.append(job)

@@ -562,6 +562,7 @@ class GuestSession:
         hello = _Call(guest.HELLO)
         self._calls[0] = hello
         self._reader = asyncio.ensure_future(self._read())
+        self._reader.add_done_callback(self._on_reader_end)
         with self._parsing():
             fields = guest.split_fields(await hello.future)
             self.python_version = fields[0].decode("ascii")
@@ -664,6 +665,12 @@ class GuestSession:
             self._died.set_result(SandboxDied(cause, detail))
             self._on_death(self._died)
         return self._died.result()
+
+    def _on_reader_end(self, reader: asyncio.Task[None]) -> None:
+        """Only a bug here or in the stream ends it with an error: nobody may wait in vain then."""
+        error = None if reader.cancelled() else reader.exception()
+        if error is not None:
+            self._die(DeathCause.KILLED, f"its stream cannot be read: {error!r}")
 
     def _on_death(self, died: asyncio.Future[SandboxDied]) -> None:
         if died.cancelled():
