@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -237,6 +238,7 @@ class EngineSandbox:
         self._life: _Life | None = None
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        self._began = 0.0
         self._old_records: list[EgressRecord] = []
 
     @property
@@ -245,6 +247,7 @@ class EngineSandbox:
 
     async def start(self) -> None:
         self._host = await self._get_host()
+        self._began = time.monotonic()
         life = self._life = self._new_life()
         starting = asyncio.ensure_future(life.start())
         try:
@@ -357,7 +360,13 @@ class EngineSandbox:
     def _new_life(self) -> _Life:
         assert self._host is not None
         return _Life(
-            self._host, self.policy, self._image, self._config, self._spool_dir, self._wall
+            self._host,
+            self.policy,
+            self._image,
+            self._config,
+            self._spool_dir,
+            self._wall,
+            self._began,
         )
 
     async def _call(self, work: Callable[[GuestSession], Awaitable[T]]) -> T:
@@ -384,8 +393,10 @@ class _Life:
         image: EngineImage,
         config: HostConfig,
         spool_dir: Path,
-        wall: CredentialWall | None = None,
+        wall: CredentialWall | None,
+        began: float,
     ) -> None:
+        self._began = began  # of the sandbox, whose wall time a restored container goes on with
         self._host = host
         self._policy = policy
         self._image = image
@@ -401,6 +412,7 @@ class _Life:
         self._session: GuestSession | None = None
         self._egress: EgressProxy | None = None
         self._end: asyncio.TimerHandle | None = None
+        self._killing: asyncio.Task[None] | None = None
         self._token = secrets.token_urlsafe(24)
         self.enforcement: tuple[Enforcement, ...] = ()
 
@@ -429,8 +441,8 @@ class _Life:
                 f"the container did not answer within {_START_S:g} s of its start"
             ) from exc
         if (wall_s := self._policy.limits.wall_s) is not None:
-            loop = asyncio.get_running_loop()
-            self._end = loop.call_later(wall_s, self._expire, wall_s)
+            left_s = max(0.0, self._began + wall_s - time.monotonic())
+            self._end = asyncio.get_running_loop().call_later(left_s, self._expire, wall_s)
 
     async def call(self, work: Callable[[GuestSession], Awaitable[T]]) -> T:
         if self.death is not None:
@@ -478,6 +490,8 @@ class _Life:
         with contextlib.suppress(SandboxError, TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await self._remove_container()
+        if self._killing is not None:
+            await asyncio.wait({self._killing})
         if self._session is not None:
             await self._session.close()
         if self._stream is not None:
@@ -522,8 +536,9 @@ class _Life:
 
     async def _start_container(self, form: Form) -> None:
         client = self._host.client
-        self._container = await create(client, self._body(form))
+        self._container = self._host.name_of(self._folder)
         self._record()
+        await create(client, self._container, self._body(form))
         stream = self._stream = await begin(client, self._container, self._image)
         report = await talk(stream, self._request(form))
         if "error" in report:

@@ -121,8 +121,7 @@ def container_body(
         host["Runtime"] = runtime
     return {
         "Image": image,
-        "Entrypoint": [],
-        "Cmd": [*STAGE_COMMAND, stage_source()],
+        "Entrypoint": [*STAGE_COMMAND, stage_source()],  # then the image's own two do not count
         "Env": [f"{name}={value}" for name, value in environment.items()],
         "Labels": dict(labels),
         "Hostname": "sandlot",

@@ -97,6 +97,9 @@ class EngineHost:
         folder.mkdir(mode=0o755)
         return folder
 
+    def name_of(self, folder: Path) -> str:
+        return f"sandlot-{self.lease_dir.name}-{folder.name}"
+
     def seccomp(self) -> str | None:
         """A profile that lets the stage build its walls; None where the engine takes none.
 
@@ -152,8 +155,9 @@ class EngineHost:
         request = stage_request(
             _TRIAL, self.facts, walls=profile is not None, files={}, mounts=(), command=()
         )
-        container = await create(self.client, body)
+        container = self.name_of(self.new_folder())
         try:
+            await create(self.client, container, body)
             async with asyncio.timeout(_TRY_S):
                 stream = await begin(self.client, container, image)
                 try:
@@ -236,10 +240,12 @@ class FormStore:
             draft.replace(self._path)
 
 
-async def create(client: EngineClient, body: Mapping[str, Any]) -> str:
-    """Make a container; returns its id."""
+async def create(client: EngineClient, name: str, body: Mapping[str, Any]) -> str:
+    """Make a container; returns its id. By its name it is found where the answer was lost."""
     try:
-        made = await client.call("create a container", "POST", "/containers/create", body=body)
+        made = await client.call(
+            "create a container", "POST", "/containers/create", query={"name": name}, body=body
+        )
         return str(made["Id"])
     except (KeyError, TypeError) as exc:
         raise EngineLost("the engine made a container without an id") from exc
