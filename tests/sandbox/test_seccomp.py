@@ -38,7 +38,7 @@ def verdict(program: bytes, call: int, *arguments: int, arch: int = X86_64) -> i
         if operation == 0x20:  # load a word of struct seccomp_data
             (accumulator,) = struct.unpack_from("I", data, k)
         elif operation == 0x06:  # return
-            return k
+            return int(k)
         elif operation == 0x54:  # and
             accumulator &= k
         else:
