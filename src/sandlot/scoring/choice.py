@@ -48,7 +48,7 @@ _DENIAL = re.compile(
 )
 _LABEL = re.compile(
     r"[-•]?\s*\(?([A-Z])(?:\)[.:]?(?=\s|$)|[.:;](?=\s|$)|,(?!\s*[A-Z](?![\w']))(?=\s)"
-    r"|(?=\s+\()|(?=\s+-\s))"
+    r"|(?=\s+\()|(?=\s+-\s)|(?=\s+(?:because|since)\b))"
 )
 _NEXT_LABEL = re.compile(r"[,;]\s+(?=\(?[A-Z](?:\)|[.:](?:\s|$)))")
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])(?:\)|[.:])[ \t]*(\S.*)$", re.MULTILINE)

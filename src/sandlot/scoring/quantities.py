@@ -118,7 +118,7 @@ def _one_line(text: str) -> str:
     if len(text) > 2 * _MAX_CHARACTERS:
         return text
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^" + run[0].translate(_SUPERSCRIPTS), text)
-    text = plain(text).replace("**", "^").strip().rstrip(".").strip("*`\"' ")
+    text = plain(text).strip().rstrip(".").strip("*`\"' ").replace("**", "^")
     for pattern, instead in _MARKS:
         text = pattern.sub(instead, text)
     return text.strip()
