@@ -428,6 +428,36 @@ async def test_an_image_of_the_engine_is_used_by_its_reference(
         assert (await box.exec("echo hi")).stdout == "hi\n"
 
 
+@on_podman
+async def test_an_image_s_entry_point_is_not_run_and_its_variables_are_kept(
+    podman: MakeSandbox, podman_service: PodmanService, tmp_path: Path
+) -> None:
+    image = podman_service.run("images", "--quiet", "--no-trunc").split()[0]
+    made = podman_service.run("create", image, "true").strip()
+    settings = ('ENTRYPOINT ["/bin/false"]', 'CMD ["x"]', "ENV GREETING=hi", "ENV PATH=/own:/bin")
+    changes = [word for setting in settings for word in ("--change", setting)]
+    name = "localhost/with-entry-point:test"
+    podman_service.run("commit", *changes, made, name)
+    podman_service.run("rm", made)
+    try:
+        async with await _opened_image(podman_service, tmp_path, name) as box:
+            assert (await box.exec("echo $GREETING $PATH")).stdout == "hi /own:/bin\n"
+    finally:
+        podman_service.run("rmi", "--force", name)
+
+
+@on_podman
+async def test_a_restored_container_goes_on_with_the_wall_time_of_the_old_one(
+    podman: MakeSandbox, tmp_path: Path
+) -> None:
+    async with opened(podman, small_policy(wall_s=6)) as box:
+        began = time.monotonic()
+        await box.snapshot(tmp_path / "state")
+        await box.restore(tmp_path / "state")
+        assert (await _death(box.exec("sleep 30", 30))).cause is DeathCause.TIME_LIMIT
+        assert time.monotonic() - began < 7
+
+
 # --- death ----------------------------------------------------------------------------------------
 
 
