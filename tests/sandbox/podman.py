@@ -183,7 +183,12 @@ def _serve(folder: Path, driver: str) -> subprocess.Popen[bytes]:
     words = _command(folder, driver, "system", "service", "--time=0", f"unix://{place}")
     with (folder / "service.log").open("ab") as log:
         process = subprocess.Popen(
-            words, env=_environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            words,
+            cwd=folder,  # a container that ran out of memory leaves a file `oom` where it was begun
+            env=_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     deadline = time.monotonic() + _START_S
     while not _answers(place):
