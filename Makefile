@@ -25,7 +25,8 @@ test: setup-test
 
 # The walls alone, for running them again as another user.
 test-sandbox: setup-test
-	$(BIN)/python -m pytest tests/sandbox/test_contract.py tests/adversarial
+	$(BIN)/python -m pytest tests/sandbox/test_contract.py tests/sandbox/test_engine.py \
+		tests/sandbox/test_engine_contract.py tests/adversarial
 
 check: setup-test
 	$(BIN)/ruff format --check .
