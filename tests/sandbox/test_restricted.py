@@ -33,13 +33,13 @@ from sandlot.core.errors import (
     SandboxUnavailable,
     SandlotError,
 )
-from sandlot.sandbox import landlock, restricted
+from sandlot.sandbox import landlock, restricted, restricted_ground, restricted_lease
 from sandlot.sandbox.base import ExecResult
 from sandlot.sandbox.contract import CHECKS, Check, ContractViolation
 from sandlot.sandbox.host import find_bwrap
 from sandlot.sandbox.hostconfig import HostConfig
 from sandlot.sandbox.policy import MIB, Limits, Mount, Network, NetworkMode, Policy
-from sandlot.sandbox.restricted import Ground, RestrictedSandbox, open_restricted
+from sandlot.sandbox.restricted import RestrictedSandbox, open_restricted
 from sandlot.sandbox.restricted_filter import build_restricted_filter, call_numbers
 
 ROOT = Path(__file__).parents[2]
@@ -176,7 +176,7 @@ async def test_what_runs_inside_has_no_rights_to_lose(tmp_path: Path) -> None:
 
 
 async def test_root_gives_each_sandbox_an_id_of_its_own(tmp_path: Path) -> None:
-    if restricted.survey().uid is None:
+    if restricted_ground.survey().uid is None:
         pytest.skip("this user cannot give a sandbox an id of its own")
     async with started(tmp_path) as one, started(tmp_path) as two:
         ids = {(await box.exec("id -u")).stdout for box in (one, two)}
@@ -283,7 +283,7 @@ async def test_the_largest_process_ends_where_the_sum_is_too_large(tmp_path: Pat
 
 
 async def test_processes_are_bounded(tmp_path: Path) -> None:
-    if restricted.survey().uid is None and os.geteuid() == 0:
+    if restricted_ground.survey().uid is None and os.geteuid() == 0:
         pytest.skip("the kernel does not count processes of root")
     policy = replace(QUIET, limits=Limits(processes=24))
     async with started(tmp_path, policy) as box:
@@ -362,7 +362,7 @@ async def test_a_close_ends_daemons_and_removes_folders_of_any_mode(tmp_path: Pa
         assert processes_below(base)
     assert not processes_below(base)
     assert not os.path.exists(base)
-    assert restricted.all_leases(tmp_path) == []
+    assert restricted_lease.all_leases(tmp_path) == []
 
 
 def test_nothing_is_left_of_a_harness_that_was_killed(tmp_path: Path) -> None:
@@ -373,8 +373,8 @@ def test_nothing_is_left_of_a_harness_that_was_killed(tmp_path: Path) -> None:
     assert not processes_below(base)
 
     def cleared() -> bool:
-        restricted.reap(tmp_path)
-        return restricted.all_leases(tmp_path) == []
+        restricted_lease.reap(tmp_path)
+        return restricted_lease.all_leases(tmp_path) == []
 
     assert wait_until(cleared)  # its supervisor holds the lease for a moment more
 
@@ -391,8 +391,10 @@ def test_reaping_ends_what_a_killed_supervisor_left(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         harness.kill()
         harness.wait()
-        assert wait_until(lambda: not any(lease.alive for lease in restricted.all_leases(tmp_path)))
-        assert len(restricted.reap(tmp_path)) == 1
+        assert wait_until(
+            lambda: not any(lease.alive for lease in restricted_lease.all_leases(tmp_path))
+        )
+        assert len(restricted_lease.reap(tmp_path)) == 1
     assert wait_until(lambda: not processes_below(base))
     assert not os.path.exists(base)
 
@@ -485,7 +487,7 @@ async def test_the_contract_holds_but_for_what_a_root_of_its_own_gives(tmp_path:
 
     await asyncio.gather(*(run(check) for check in CHECKS if not check.slow))
     assert {name: broken[name] for name in broken.keys() - NEEDS_A_ROOT_OF_ITS_OWN} == {}
-    assert restricted.all_leases(tmp_path) == []
+    assert restricted_lease.all_leases(tmp_path) == []
 
 
 # --- where namespaces are denied ----------------------------------------------------------------
@@ -571,7 +573,7 @@ def test_a_sandbox_with_its_own_id_changes_its_modes_itself() -> None:
 
 @pytest.mark.parametrize(("abi", "gaps"), [(7, 0), (5, 1), (1, 5)])
 def test_each_version_of_landlock_says_what_it_lacks(abi: int, gaps: int) -> None:
-    rows = restricted.enforcement_of(Policy(), Ground(abi, None))
+    rows = restricted_ground.enforcement_of(Policy(), restricted_ground.Ground(abi, None))
     assert len(landlock.lacking(abi)) == gaps
     assert all(text in rows[0].note for text in landlock.lacking(abi))
 
@@ -579,4 +581,4 @@ def test_each_version_of_landlock_says_what_it_lacks(abi: int, gaps: int) -> Non
 def test_a_kernel_without_landlock_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     with pytest.raises(SandboxUnavailable, match="needs Landlock"):
-        restricted.survey()
+        restricted_ground.survey()

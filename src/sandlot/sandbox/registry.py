@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sandlot.core.errors import unknown_name
 from sandlot.sandbox import host as _host
-from sandlot.sandbox import restricted as _restricted
+from sandlot.sandbox import restricted_lease as _restricted
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.host import BubblewrapHost, Lease
 from sandlot.sandbox.policy import NetworkMode, Policy
@@ -182,12 +182,13 @@ async def _open_restricted(
     policy: Policy, image: str, state: Path, environ: Mapping[str, str], progress: Progress
 ) -> Sandbox:
     from sandlot.sandbox.credentials import wall_for
+    from sandlot.sandbox.restricted import open_restricted
 
     runtime = _host.runtime_dir(environ, state)
     shared = _shared.setdefault(asyncio.get_running_loop(), {}).setdefault(runtime, _SharedHost())
     config = await shared.prepare(runtime, environ)
     wall = wall_for(policy.network, config)
-    return await _restricted.open_restricted(policy, image, state, config, progress, wall=wall)
+    return await open_restricted(policy, image, state, config, progress, wall=wall)
 
 
 def _trusting(

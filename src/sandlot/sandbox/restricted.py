@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import io
 import json
 import os
 import platform
-import pwd
 import re
 import secrets
-import shutil
-import signal
 import socket
-import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -51,10 +45,26 @@ from sandlot.sandbox.base import (
     absolute,
     base_environment,
 )
-from sandlot.sandbox.host import Lease, _ticks, list_leases
+from sandlot.sandbox.host import _ticks
 from sandlot.sandbox.launch import settle
 from sandlot.sandbox.policy import Enforcement, NetworkMode, Policy, settle_enforcement
 from sandlot.sandbox.restricted_filter import build_restricted_filter, call_numbers
+from sandlot.sandbox.restricted_ground import (
+    Ground,
+    enforcement_of,
+    find_python,
+    own_id,
+    rlimits_of,
+    rules_of,
+    survey,
+)
+from sandlot.sandbox.restricted_lease import (
+    clear,
+    make_folder,
+    private_folders,
+    reap,
+    write_lease,
+)
 from sandlot.sandbox.seccomp import build_filter
 
 if TYPE_CHECKING:
@@ -72,37 +82,6 @@ _READABLE = ("/proc", "/sys/devices/system/cpu")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _OWN_IDS = ((0x70000000, 1 << 24), (40_000, 20_000))  # first and number, tried in this order
 _CAP_CHOWN, _CAP_SETGID, _CAP_SETUID = 0, 6, 7
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What this machine allows: the Landlock version, and a user id of the sandbox's own or None.
-
-    `abi` may be set lower than the kernel's, to try what an older kernel would hold.
-    """
-
-    abi: int
-    uid: int | None
-
-    @property
-    def own_id(self) -> bool:
-        return self.uid is not None
-
-    @property
-    def brokers_signals(self) -> bool:
-        return self.abi < 6 and not self.own_id
-
-
-def survey(*, most_abi: int | None = None) -> Ground:
-    """Raises SandboxUnavailable: a kernel without Landlock, or an architecture without a table."""
-    call_numbers(platform.machine())
-    found = landlock.abi() if sys.platform == "linux" else 0
-    if found == 0:
-        raise SandboxUnavailable(
-            "backend 'restricted' needs Landlock, which this kernel lacks or has switched off "
-            "(Linux 5.13 or newer; `landlock` must stand in /sys/kernel/security/lsm)"
-        )
-    return Ground(found if most_abi is None else min(found, most_abi), _own_id())
 
 
 class RestrictedSandbox:
@@ -213,7 +192,7 @@ class RestrictedSandbox:
     async def fork(self) -> Sandbox:
         twin = RestrictedSandbox(
             self._asked_policy,
-            ground=replace(self._ground, uid=_own_id() if self._ground.own_id else None),
+            ground=replace(self._ground, uid=own_id() if self._ground.own_id else None),
             state=self._state,
             config=self._config,
             progress=lambda _: None,
@@ -317,8 +296,8 @@ class _Life:
     ) -> None:
         from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession
 
-        _make_folder(self._folder)
-        self._lock = _write_lease(self._folder)
+        make_folder(self._folder)
+        self._lock = write_lease(self._folder)
         proxy = await self._open_proxy(config, wall)
         program, reading = find_python()
         argv = [program, *GUEST_COMMAND[1:]]
@@ -374,7 +353,7 @@ class _Life:
         if self._egress is not None:
             await self._egress.close()
         if self._lock >= 0:
-            await asyncio.to_thread(_clear, self._folder)
+            await asyncio.to_thread(clear, self._folder)
             os.close(self._lock)
 
     # --- starting -------------------------------------------------------------------------------
@@ -456,10 +435,10 @@ class _Life:
             "machine": machine,
             "uid": ground.uid,
             "abi": ground.abi,
-            "rules": [*_rules(reading, ground), (str(self._base), landlock.OWN)],
+            "rules": [*rules_of(reading, ground), (str(self._base), landlock.OWN)],
             "filters": [build_filter(machine).hex(), second.hex()],
             "calls": call_numbers(machine),
-            "rlimits": _rlimits(self._policy, ground),
+            "rlimits": rlimits_of(self._policy, ground),
             "memory_bytes": limits.memory_bytes,
             "disk_bytes": limits.disk_bytes,
             "proxy": proxy,
@@ -659,298 +638,11 @@ def _under(path: str, before: str, base: str) -> str:
     return (base + whole[len(before) :])[0 if slash else 1 :]
 
 
-# --- what the machine gives ---------------------------------------------------------------------
-
-
-def enforcement_of(policy: Policy, ground: Ground) -> list[Enforcement]:
-    """Each promise as this backend keeps it; most of those of other backends do not hold."""
-    limits = policy.limits
-    open_to = "files of /usr and /etc, names and sizes of all files, and command lines are seen"
-    files = "; ".join((open_to, *landlock.lacking(ground.abi)))
-    rows = [
-        Enforcement("files", f"Landlock ABI {ground.abi}, one writable folder", False, files),
-        _ids(ground),
-        Enforcement("system calls", "two seccomp filters, no capabilities, no_new_privs", True),
-        Enforcement(
-            "network",
-            f"seccomp: no socket but TCP to the egress proxy, {policy.network.mode.value}",
-            True,
-            "no namespace: addresses and open connections of this machine can be listed",
-        ),
-    ]
-    if limits.memory_bytes is not None:
-        means = "rlimit for each process, watchdog for the sum"
-        rows.append(Enforcement("memory", means, False, "best effort, looked at 4 times a second"))
-    if limits.cpus is not None:
-        rows.append(Enforcement("cpus", "none", False))
-    if limits.processes is not None:
-        note = "" if ground.own_id else "counted with all other processes of this user"
-        if not ground.own_id and os.geteuid() == 0:
-            note = "the kernel does not count those of root"
-        rows.append(Enforcement("processes", "rlimit of the user id", ground.own_id, note))
-    if limits.disk_bytes is not None:
-        note = "best effort: measured about once a second, then the sandbox ends"
-        rows.append(Enforcement("disk", "watchdog, rlimit for each file", False, note))
-    if limits.open_files is not None:
-        rows.append(Enforcement("open files", "rlimit for each process", True))
-    if limits.file_bytes is not None:
-        rows.append(Enforcement("file size", "rlimit for each process", True))
-    if limits.wall_s is not None:
-        rows.append(Enforcement("wall time", "timer of the host", True))
-    rows.append(Enforcement("output", "bounded while read", True))
-    return rows
-
-
-def _ids(ground: Ground) -> Enforcement:
-    if ground.own_id:
-        return Enforcement("ids", "a user id that nobody else has", True)
-    if os.geteuid() == 0:
-        note = (
-            "it runs as root without capabilities: modes of files that it can read may be changed"
-        )
-        return Enforcement("ids", "none", False, note)
-    return Enforcement("ids", "none", False, "it runs as this user")
-
-
 def _named(rows: Iterable[Enforcement]) -> str:
     return "; ".join(
         f"{row.promise} ({row.note or row.means})" if row.note or row.means else row.promise
         for row in rows
     )
-
-
-def _own_id() -> int | None:
-    """A user id that nobody has, where this process may take one."""
-    if os.geteuid() != 0 or not _may_change_ids():
-        return None
-    for first, number in _OWN_IDS:
-        if _mapped("uid_map", first, number) and _mapped("gid_map", first, number):
-            for _ in range(100):
-                candidate = first + secrets.randbelow(number)
-                try:
-                    pwd.getpwuid(candidate)
-                except KeyError:
-                    return candidate
-    return None
-
-
-def _may_change_ids() -> bool:
-    status = Path("/proc/self/status").read_text()
-    effective = int(status.split("CapEff:")[1].split()[0], 16)
-    needed = sum(1 << capability for capability in (_CAP_CHOWN, _CAP_SETGID, _CAP_SETUID))
-    try:
-        groups = Path("/proc/self/setgroups").read_text().strip()
-    except OSError:
-        groups = "allow"
-    return effective & needed == needed and groups == "allow"
-
-
-def _mapped(name: str, first: int, number: int) -> bool:
-    for line in Path(f"/proc/self/{name}").read_text().splitlines():
-        inside, _, count = map(int, line.split())
-        if inside <= first and first + number <= inside + count:
-            return True
-    return False
-
-
-def find_python() -> tuple[str, tuple[str, ...]]:
-    """A Python for the guest, and the folders beyond /usr that it is made of.
-
-    Raises:
-        SandboxUnavailable: none that a confined process could run.
-    """
-    found = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
-    if found is not None and os.path.realpath(found).startswith(("/usr/", "/bin/")):
-        return found, ()
-    own = os.path.realpath(sys.executable)
-    folders = (sys.base_prefix, sys.base_exec_prefix)
-    if all(_is_public(Path(folder)) for folder in folders):
-        return own, folders
-    raise SandboxUnavailable(
-        "backend 'restricted' needs a python3 in /usr/bin or /usr/local/bin for its guest "
-        "(found none). On Debian or Ubuntu: apt-get install python3"
-    )
-
-
-def _is_public(folder: Path) -> bool:
-    """Whether every user may pass through to it."""
-    return all(part.stat().st_mode & 0o001 for part in (folder, *folder.parents))
-
-
-def _rules(reading: Sequence[str], ground: Ground) -> list[tuple[str, int]]:
-    rules = [(path, landlock.RUN) for path in (*_PROGRAMS, *reading)]
-    rules += [(path, landlock.READ) for path in _READABLE]
-    rules += [(f"/dev/{name}", landlock.DEVICE) for name in _DEVICES]
-    if os.geteuid() != 0 or ground.own_id:
-        return [*rules, ("/etc", landlock.RUN)]
-    return [*rules, ("/etc", landlock.READ_DIR), *((path, landlock.READ) for path in _public_etc())]
-
-
-def _public_etc() -> list[str]:
-    """The files of /etc that every user may read: root without an id of its own owns the others."""
-    found = []
-    for folder, _, names in os.walk("/etc"):
-        if not os.lstat(folder).st_mode & stat.S_IXOTH:
-            continue
-        for name in names:
-            path = os.path.join(folder, name)
-            status = os.lstat(path)
-            if stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
-                found.append(path)
-    return found
-
-
-def _rlimits(policy: Policy, ground: Ground) -> dict[str, int]:
-    limits = policy.limits
-    values = {"RLIMIT_CORE": 0, "RLIMIT_MSGQUEUE": 0}
-    if limits.open_files is not None:
-        values["RLIMIT_NOFILE"] = limits.open_files
-    sizes = [size for size in (limits.file_bytes, limits.disk_bytes) if size is not None]
-    if sizes:
-        values["RLIMIT_FSIZE"] = min(sizes)
-    if limits.memory_bytes is not None:
-        values["RLIMIT_DATA"] = limits.memory_bytes
-    if limits.processes is not None:
-        others = 0 if ground.own_id else _threads_of_this_user()
-        values["RLIMIT_NPROC"] = limits.processes + others
-    return values
-
-
-def _threads_of_this_user() -> int:
-    count = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}").st_uid == os.getuid():
-                    count += len(os.listdir(f"/proc/{name}/task"))
-    return count
-
-
-# --- leases -------------------------------------------------------------------------------------
-
-
-def private_folders(state: Path, ground: Ground) -> Path:
-    """Where private folders are made: below the state folder, if the sandbox's id can get there."""
-    inside = state / "restricted"
-    if not ground.own_id:
-        return inside
-    state.mkdir(parents=True, exist_ok=True)
-    return inside if _is_public(state) else _elsewhere(state)
-
-
-def _elsewhere(state: Path) -> Path:
-    return _shared_top() / hashlib.sha256(bytes(state)).hexdigest()[:12]
-
-
-def _shared_top() -> Path:
-    return Path(f"/var/tmp/sandlot-{os.getuid()}")
-
-
-def _make_top(top: Path) -> None:
-    """Make the folder of private folders; another user may have made its name before.
-
-    Raises:
-        SandboxUnavailable: it belongs to somebody else.
-    """
-    for folder in (top.parent, top):
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        status = folder.lstat()
-        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-            raise SandboxUnavailable(f"{folder} belongs to somebody else; remove it")
-
-
-def _make_folder(folder: Path) -> None:
-    """The last sandbox of a top removes it, perhaps just now."""
-    for last in (False, False, True):
-        _make_top(folder.parent)
-        try:
-            folder.mkdir(mode=0o711)
-        except FileNotFoundError:
-            if last:
-                raise
-        else:
-            return
-
-
-def all_leases(state: Path) -> list[Lease]:
-    return [
-        lease
-        for folder in (state / "restricted", _elsewhere(state))
-        if folder.is_dir() and folder.stat().st_uid == os.getuid()
-        for lease in list_leases(folder)
-    ]
-
-
-def reap(state: Path) -> list[str]:
-    """Remove what dead owners left. A supervisor does this itself; this is where it died too."""
-    removed = []
-    for lease in all_leases(state):
-        if not lease.alive:
-            killed = _kill_left(lease.folder)
-            _clear(lease.folder)
-            removed.append(
-                f"lease {lease.id} of process {lease.pid}: {killed} processes, its folder"
-            )
-    return removed
-
-
-def _kill_left(folder: Path) -> int:
-    """The guest by its record; then what has the sandbox's own id, or works in its folder."""
-    try:
-        record = json.loads((folder / "box" / "init.json").read_text())
-    except (OSError, ValueError):
-        record = {}
-    victims = set()
-    if record and _ticks(record["pid"]) == record["ticks"] != 0:
-        victims.add(record["pid"])
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                of_its_id = record.get("uid") == os.stat(f"/proc/{name}").st_uid
-                if of_its_id or _works_in(name, folder):
-                    victims.add(int(name))
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
-    return len(victims)
-
-
-def _works_in(pid: str, folder: Path) -> bool:
-    base = f"{folder}/files"
-    for link in ("cwd", "exe"):
-        with contextlib.suppress(OSError):
-            if (os.readlink(f"/proc/{pid}/{link}") + "/").startswith(f"{base}/"):
-                return True
-    return False
-
-
-def _clear(folder: Path) -> None:
-    """Remove a lease's folder, whatever modes were set inside, and its top if it is empty."""
-    for words in (
-        ["-type", "d", "!", "-perm", "-0700", "-execdir", "chmod", "u+rwx", "{}", ";"],
-        ["-delete"],
-    ):
-        with contextlib.suppress(OSError):
-            subprocess.run(
-                ["find", str(folder), "-xdev", *words],
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-    for top in (folder.parent, _shared_top()):
-        with contextlib.suppress(OSError):  # it holds others
-            top.rmdir()
-
-
-def _write_lease(folder: Path) -> int:
-    partial = folder / "lease.partial"
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    record = {"pid": os.getpid(), "backend": "restricted", "cgroups": []}
-    os.write(fd, json.dumps(record).encode())
-    partial.rename(folder / "lease.json")
-    return fd
 
 
 async def open_restricted(

@@ -456,7 +456,9 @@ class _Broker:
         What was opened is what is checked and changed, so that no swap of links in between helps;
         and nothing in the private folder can be moved out of it.
         """
-        path = asked.path(argument).replace("/proc/self/", f"/proc/{asked.pid}/")
+        path = asked.path(argument)
+        if path.startswith("/proc/self/"):
+            path = path.replace("self", str(asked.pid), 1)
         if not path:
             raise OSError(errno.ENOENT, "empty")
         place = "cwd" if folder == _AT_FDCWD else f"fd/{folder}"
