@@ -119,11 +119,11 @@ async def test_all_instructions_must_be_kept(target: Any) -> None:
     "target", [None, "no JSON", "{}", [], ["word_count"], [{"id": "quoted", "kwargs": [1]}], 3]
 )
 async def test_a_truth_of_the_wrong_type_names_the_task(target: Any) -> None:
-    with pytest.raises(ConfigError, match="task 't1'.*must be a list"):
+    with pytest.raises(ConfigError, match=r"task 't1'.*must be a list"):
         await InstructionsScorer().score(Candidate(Task("t1", "?", target=target), "x"))
 
 
 async def test_an_unknown_check_in_a_truth_names_the_task() -> None:
     task = Task("t1", "?", target=[{"id": "rhymes"}])
-    with pytest.raises(ConfigError, match="task 't1'.*rhymes"):
+    with pytest.raises(ConfigError, match=r"task 't1'.*rhymes"):
         await InstructionsScorer().score(Candidate(task, "x"))

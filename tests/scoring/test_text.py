@@ -131,5 +131,5 @@ async def test_no_answer_is_0_and_says_so(answer: str | None) -> None:
 
 @pytest.mark.parametrize("target", [None, "", " ", [], ["a", None], {"a": 1}, True])
 async def test_a_truth_of_the_wrong_type_names_the_task(target: Any) -> None:
-    with pytest.raises(ConfigError, match="task 't1'.*must be a text"):
+    with pytest.raises(ConfigError, match=r"task 't1'.*must be a text"):
         await scored("a", target)

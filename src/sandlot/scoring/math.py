@@ -52,7 +52,7 @@ def to_tex(text: str) -> str:
     Angles in degrees become radians, and a function's single Greek letter gets its brackets, since
     the parser otherwise takes all that follows as the argument.
     """
-    text = plain(text).strip()
+    text = plain(text).strip().rstrip(".")
     text = re.sub(r"^(?:\*\*|`+)(.*?)(?:\*\*|`+)$", r"\1", text, flags=re.DOTALL).strip()
     text = re.sub(r"^(?:\$+|\\\[|\\\()\s*(.*?)\s*(?:\$+|\\\]|\\\))$", r"\1", text, flags=re.DOTALL)
     text = text.strip().rstrip(".").strip()
@@ -159,14 +159,20 @@ class MathScorer:
     version = "1"
 
     def __init__(
-        self, tools: ScoringTools, *, rel_tol: float = 0.0, numeric: bool = False, helpers: int = 2
+        self,
+        tools: ScoringTools,
+        *,
+        rel_tol: float = 0.0,
+        numeric: bool = False,
+        helpers: int = 2,
+        wall_s: float = WALL_S,
     ) -> None:
         if not numeric and find_spec("math_verify") is None:
             raise MissingExtra("the math scorer", "math")
         self._rel_tol = rel_tol
         self._numeric = numeric
         self._pool = ChildPool(
-            "sandlot.scoring.math_child", timeout_s=WALL_S, size=helpers, environ=tools.environ
+            "sandlot.scoring.math_child", timeout_s=wall_s, size=helpers, environ=tools.environ
         )
 
     async def score(self, candidate: Candidate) -> Score:
