@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 from sandlot.core.errors import DeathCause, SandboxDied
 from sandlot.sandbox.base import ExecResult, Sandbox
@@ -70,3 +71,29 @@ async def usable_or_dead(box: Sandbox, command: str) -> ExecResult | None:
 def python(code: str) -> str:
     """A shell command that runs Python; the code may use `sys.argv`."""
     return f"python3 -I -c {shlex.quote(code)}"
+
+
+def marked_processes(marker: str) -> list[int]:
+    """Host ids of processes with `marker` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if marker.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def first_process_above(pid: int) -> int:
+    """The host's id of process 1 of the namespace in which a process runs."""
+    while (inside := _status(pid, "NSpid")[-1]) != 1:
+        assert inside, f"process {pid} has no first process above it"
+        (pid,) = _status(pid, "PPid")
+    return pid
+
+
+def _status(pid: int, field: str) -> list[int]:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return [int(word) for word in value.split()]
+    raise AssertionError(f"process {pid} has no {field}")

@@ -13,6 +13,8 @@ from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, opened, small_policy
 from sandlot.sandbox.policy import MIB, Policy
 
+from .attack import first_process_above, marked_processes
+
 pytestmark = pytest.mark.sandbox
 
 
@@ -70,9 +72,11 @@ async def test_the_first_process_killed_from_outside_is_a_typed_death(
     make_box: MakeSandbox,
 ) -> None:
     async with opened(make_box, tiny_policy()) as box:
-        call = asyncio.ensure_future(box.exec("kill -STOP $$; sleep 60", 30))
-        await asyncio.sleep(0.2)
-        os.kill(box._inner._fds["init_pid"], signal.SIGKILL)  # type: ignore[attr-defined]
+        marker = f"61{os.getpid()}"
+        call = asyncio.ensure_future(box.exec(f"sleep {marker}", 30))
+        while not (running := marked_processes(f"sleep\0{marker}")):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        os.kill(first_process_above(running[0]), signal.SIGKILL)
         with pytest.raises(SandboxDied):
             await asyncio.wait_for(call, 10)
         with pytest.raises(SandboxDied):

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from sandlot.core.errors import SandboxDied
 from sandlot.sandbox.contract import MakeSandbox
 
-from .attack import tiny, usable, usable_or_dead
+from .attack import marked_processes, tiny, usable, usable_or_dead
 
 pytestmark = pytest.mark.sandbox
 
@@ -167,18 +166,10 @@ async def test_processes_that_ignore_everything_end_with_the_sandbox(
             f"for i in 1 2 3; do (setsid bash -c \"trap '' TERM HUP INT; sleep {marker}\" &); done"
         )
     for _ in range(30):
-        if not any(marker.encode() in line for line in _command_lines()):
+        if not marked_processes(marker):
             return
         await asyncio.sleep(0.1)
     pytest.fail("a process outlived its sandbox")
-
-
-def _command_lines() -> list[bytes]:
-    lines = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            lines.append(path.read_bytes())
-    return lines
 
 
 async def test_a_neighbour_is_neither_seen_nor_signalled(make_box: MakeSandbox) -> None:
