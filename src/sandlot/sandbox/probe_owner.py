@@ -101,7 +101,8 @@ async def _ready(owner: asyncio.subprocess.Process, order: Mapping[str, object])
 async def _look(bench: Bench, pid: int, marker: str, cgroups: list[str], visible: bool) -> Seen:
     ended = await _within(bench.patience_s, lambda: not running(marker))
     how = "its process ended by itself" if visible else "its processes cannot be seen from here"
-    if not ended or not await _within(bench.patience_s, lambda: not _leases(bench, pid)):
+    # Some backends remove a dead owner's lease at once, others at the next start: a moment tells.
+    if not ended or not await _within(min(1.0, bench.patience_s), lambda: not _leases(bench, pid)):
         await registry.reap(bench.setup.state, bench.setup.environ)
         how += ", the rest went by the reaping of the next start"
         await _within(bench.patience_s, lambda: not running(marker) and not _leases(bench, pid))
