@@ -548,7 +548,7 @@ class _Life:
                 "the next start finds out anew what this engine can do"
             )
         if form.walls:
-            self._layers, self._names = dict(report["layers"]), list(report["names"])
+            self._layers, self._names = _read_layers(report)
         session = self._session = GuestSession(
             _Watched(stream, self._learn_cause, self._died),
             self._policy,
@@ -696,6 +696,14 @@ class _Watched:
 
     async def close(self) -> None:
         await self._stream.close()
+
+
+def _read_layers(report: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """What the stage says of its overlays: by the image's own Python, so it may be anything."""
+    layers, names = report.get("layers"), report.get("names")
+    if not (isinstance(layers, dict) and isinstance(names, list)):
+        raise SandboxUnavailable("the first process of a container did not say what it built")
+    return {str(key): str(value) for key, value in layers.items()}, [str(name) for name in names]
 
 
 def _files(config: HostConfig) -> dict[str, bytes]:

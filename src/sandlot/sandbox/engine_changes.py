@@ -13,7 +13,8 @@ from sandlot.sandbox.engine_api import EngineClient
 from sandlot.sandbox.guest_session import GuestSession
 
 _NOT_STORED = ("/dev", "/proc", "/sys", "/run/sandlot-", "/run/.sandlot-", "/tmp/.sandlot")
-_CHANGED, _ADDED, _DELETED = 0, 1, 2
+_ADDED, _DELETED = 1, 2  # of the Engine API; 0 is a change
+_MOST = 200_000
 
 
 @dataclass(slots=True)
@@ -46,6 +47,8 @@ async def _add_layer(session: GuestSession, folder: str, layer: str, found: Chan
     waiting = [(folder, layer)]
     while waiting:
         folder, layer = waiting.pop()
+        if len(found.paths) + len(found.removed) + len(waiting) > _MOST:
+            raise SandboxFileError(folder, f"more than {_MOST} changed files cannot be stored")
         async for path, entry in _entries(session, folder, layer):
             if entry.kind == "device":
                 found.removed.append(path)
