@@ -138,17 +138,17 @@ async def test_what_answers_at_a_named_address_is_asked_who_it_is(
         address = f"unix://{socket}"
         for asked in ("podman", "docker"):
             if asked == backend:
-                assert await choose._reach(asked, address, {}) == address
+                assert await choose.reach_engine(asked, address, {}) == address
             else:
                 with pytest.raises(SandboxUnavailable, match=f"answers {backend}"):
-                    await choose._reach(asked, address, {})
+                    await choose.reach_engine(asked, address, {})
 
 
 async def test_a_socket_that_nobody_listens_on_is_no_engine(tmp_path: Path) -> None:
     with pytest.raises(SandboxUnavailable):
-        await choose._reach("podman", f"unix://{tmp_path}/absent.sock", {})
+        await choose.reach_engine("podman", f"unix://{tmp_path}/absent.sock", {})
     with pytest.raises(ConfigError):
-        await choose._reach("podman", "smoke://signal", {})
+        await choose.reach_engine("podman", "smoke://signal", {})
 
 
 # --- what the rest of the package does with it ---------------------------------------------------

@@ -101,7 +101,7 @@ async def choose_here(state: Path, environ: Mapping[str, str], engine: str | Non
         await _start_once(state, environ)
 
     async def try_engine(name: str) -> str:
-        return await _reach(name, engine, environ)
+        return await reach_engine(name, engine, environ)
 
     return await choose_backend(
         state, try_bubblewrap=try_bubblewrap, try_engine=try_engine, key=machine_key(environ)
@@ -141,7 +141,7 @@ async def _start_once(state: Path, environ: Mapping[str, str]) -> None:
         await box.exec("true")
 
 
-async def _reach(name: str, engine: str | None, environ: Mapping[str, str]) -> str:
+async def reach_engine(name: str, engine: str | None, environ: Mapping[str, str]) -> str:
     """Ask for the version: a socket that is there but answers nobody is no engine."""
     from sandlot.sandbox.engine_api import EngineClient, find_address
 

@@ -25,7 +25,7 @@ from sandlot.sandbox import (
     registry,
 )
 from sandlot.sandbox.base import Sandbox
-from sandlot.sandbox.choose import ENGINE_REMEDY, NAMESPACE_REMEDY, ORDER, _reach
+from sandlot.sandbox.choose import ENGINE_REMEDY, NAMESPACE_REMEDY, ORDER, reach_engine
 from sandlot.sandbox.policy import Enforcement, Policy
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 from sandlot.sandbox.probe_attempts import Setup as Setup
@@ -161,7 +161,7 @@ def _opener(setup: Setup) -> Open:
     async def opening(name: str, policy: Policy) -> Sandbox:
         if name in ENGINES and name not in reached:
             # Both take the same address; at one that the other engine serves, this one is not.
-            await _reach(name, setup.engine, setup.environ)
+            await reach_engine(name, setup.engine, setup.environ)
             reached.add(name)
         return await registry.open_sandbox(
             name,
