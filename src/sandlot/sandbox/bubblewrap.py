@@ -40,7 +40,7 @@ from sandlot.sandbox.base import (
     base_environment,
 )
 from sandlot.sandbox.cgroups import Cgroup
-from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image
+from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image, tmpfs_bytes
 from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
@@ -609,7 +609,9 @@ class _Inner:
             "uppers": uppers,
             "whiteouts": self._whiteouts(),
             "mount_points": self._mount_points(),
-            "disk_bytes": None if self._disk is Disk.IMAGE else limits.disk_bytes,
+            "disk_bytes": None
+            if self._disk is Disk.IMAGE
+            else tmpfs_bytes(limits, counted=_has(self.cgroup, "memory")),
             "disk_image": self._disk is Disk.IMAGE,
             "listen": self._policy.network.mode is not NetworkMode.NONE,
             "rlimits": _rlimits(limits, self.cgroup),
@@ -673,7 +675,8 @@ class _Inner:
         asyncio.get_running_loop().remove_reader(self._fds["init"])
         if self._died.done():
             return
-        oom = self.cgroup is not None and self.cgroup.oom_kills() > 0
+        # Since the last command began: an earlier kill is no cause of this death.
+        oom = self._gauge is not None and self._gauge.end().memory_kills > 0
         cause = DeathCause.OUT_OF_MEMORY if oom else DeathCause.KILLED
         detail = "the memory limit was reached" if oom else "its first process ended"
         self._died.set_result(SandboxDied(cause, detail))
@@ -796,7 +799,7 @@ def _enforcement(
         holds = _has(group, "cpu")
         rows.append(Enforcement("cpus", own if holds else "none", holds))
     if limits.disk_bytes is not None:
-        rows.append(disk_row(disk, limits.disk_bytes))
+        rows.append(disk_row(disk, limits, counted=_has(group, "memory")))
     if limits.open_files is not None:
         rows.append(Enforcement("open files", "rlimit for each process", True))
     if limits.file_bytes is not None:

@@ -38,12 +38,28 @@ def choose_disk(limits: Limits, folder: Path, *, by_root: bool) -> Disk:
     return Disk.MEMORY if fits or free_bytes(folder) < size else Disk.IMAGE
 
 
-def disk_row(disk: Disk, size: int) -> Enforcement:
+def tmpfs_bytes(limits: Limits, *, counted: bool) -> int | None:
+    """The size of the tmpfs that holds the upper layer.
+
+    Where its files are `counted` to the memory limit, half of that at most: filling it must be an
+    error of the command, not a lack of memory.
+    """
+    if limits.disk_bytes is None or limits.memory_bytes is None or not counted:
+        return limits.disk_bytes
+    return min(limits.disk_bytes, limits.memory_bytes // 2)
+
+
+def disk_row(disk: Disk, limits: Limits, *, counted: bool) -> Enforcement:
     """How the limit on disk is kept. A tmpfs beyond the machine's memory cannot be filled first."""
-    if disk is Disk.MEMORY and size > _machine_memory():
+    size = tmpfs_bytes(limits, counted=counted)
+    if disk is Disk.IMAGE or size is None or limits.disk_bytes is None:
+        return Enforcement("disk", disk.value, True)
+    if size > _machine_memory():
         note = f"this machine has {_machine_memory() / GIB:.0f} GiB of memory to hold files in"
         return Enforcement("disk", disk.value, False, note)
-    note = "files count as memory" if disk is Disk.MEMORY else ""
+    note = "files count as memory" if counted else "files are held in memory"
+    if size < limits.disk_bytes:
+        note += f": {size / MIB:,.0f} MiB of the {limits.disk_bytes / MIB:,.0f} MiB"
     return Enforcement("disk", disk.value, True, note)
 
 
