@@ -7,6 +7,7 @@ an ordinary user with subordinate ids.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
@@ -40,6 +41,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
 _START_S = 30.0
+_PREFIX = "sandlot-podman-"
 
 
 @dataclass
@@ -75,8 +77,11 @@ class PodmanService:
 
 @contextmanager
 def private_podman() -> Iterator[PodmanService]:
-    folder = Path(tempfile.mkdtemp(prefix="sandlot-podman-"))
+    _clear_dead()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     folder.chmod(0o711)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     runtime = "crun" if shutil.which("crun") else "runc"
     settings = _SETTINGS.format(runtime=runtime, processes=_process_limit())
     (folder / "containers.conf").write_text(settings)
@@ -87,6 +92,7 @@ def private_podman() -> Iterator[PodmanService]:
         yield service
     finally:
         _remove(service)
+        os.close(lock)
 
 
 def podman_maker(service: PodmanService, state: Path, image: str) -> MakeSandbox:
@@ -142,6 +148,17 @@ def podman(
 
     asyncio.run(prove())
     return make
+
+
+def _clear_dead() -> None:
+    """What a test run left that was killed: its lock is free. Its containers ended with it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError, ValueError):
+                os.kill(int((folder / "service.pid").read_text()), signal.SIGTERM)
+            _end_pause_process(folder)
+            _delete(folder, folder)
 
 
 def _process_limit() -> int:
@@ -220,8 +237,23 @@ def _remove(service: PodmanService) -> None:
         service.process.kill()
         service.process.wait()
     service.run("rm", "--all", "--force", "--time", "0")
+    _wait_for_stragglers(service.folder)
     _end_pause_process(service.folder)
     _delete(service.folder, service.folder)
+
+
+def _wait_for_stragglers(folder: Path) -> None:
+    """Podman clears up after each container in a process of its own, which makes folders anew."""
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until and any(_commands_with(str(folder))):
+        time.sleep(0.05)
+
+
+def _commands_with(word: str) -> Iterator[Path]:
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if word.encode() in place.read_bytes():
+                yield place
 
 
 def _end_pause_process(folder: Path) -> None:
