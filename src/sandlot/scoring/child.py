@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
+_PR_SET_PDEATHSIG = 1
 MEMORY_BYTES = 3 << 30
 """Address space of a helper: enough for the libraries, not for the factorial of a billion."""
 
@@ -28,6 +30,7 @@ def serve(prepare: Callable[[], tuple[Mapping[str, Any], Answer]]) -> None:
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _end_with_the_parent()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.set_int_max_str_digits(100_000)
@@ -39,6 +42,12 @@ def serve(prepare: Callable[[], tuple[Mapping[str, Any], Answer]]) -> None:
     _say(channel, greeting)
     for line in sys.stdin:
         _say(channel, answer(json.loads(line)))
+
+
+def _end_with_the_parent() -> None:
+    """On Linux the kernel ends the helper when its owner ends, even in the middle of an item."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def limited(seconds: float, work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:

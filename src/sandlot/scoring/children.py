@@ -66,6 +66,7 @@ class ChildPool:
         self._slots = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
         self._all: list[_Child] = []
+        self._unusable: Failed | None = None
         self.greeting: Mapping[str, Any] = {}
 
     async def ask(self, question: Mapping[str, Any]) -> Mapping[str, Any] | Failed:
@@ -105,6 +106,8 @@ class ChildPool:
         self._idle.clear()
 
     async def _ready_child(self) -> _Child | Failed:
+        if self._unusable is not None:
+            return self._unusable
         if self._idle:
             return self._idle.pop()
         process = await asyncio.create_subprocess_exec(
@@ -122,12 +125,19 @@ class ChildPool:
         self._all.append(child)
         try:
             greeting = await asyncio.wait_for(_read(child), START_TIMEOUT_S)
+        except TimeoutError:
+            await self._discard(child)
+            return Failed(f"the helper process did not start within {START_TIMEOUT_S:g} s")
         except BaseException:
             await self._discard(child)
             raise
-        if greeting is None or "unusable" in greeting:
+        if greeting is None:
             await self._discard(child)
-            return Failed(str((greeting or {}).get("unusable", "the helper process did not start")))
+            return Failed("the helper process did not start")
+        if "unusable" in greeting:
+            await self._discard(child)
+            self._unusable = Failed(str(greeting["unusable"]))  # so it would be the next time
+            return self._unusable
         self.greeting = greeting
         return child
 

@@ -12,12 +12,13 @@ SHORT_CHARACTERS = 2000
 _THOUGHT_TAG = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>", re.IGNORECASE)
 _MARKED = re.compile(
-    r"""^[ \t>#*_`"'{-]*                              # markdown, a quote, an open brace
-        (?:(?:the|my|so|thus|therefore|hence)[ ,]+)*
+    r"""(?:^|(?<=[.!?][ ]))[ \t>#*_`"'{-]*             # a line's or sentence's start, markdown
+        (?:(?:the|my|so|thus|therefore|hence|and|but|wait|actually|correct|right|best)[ ,]+)*
         (?:final[ ]answer|answer|final)[*_`"' ]*     # the mark itself
-        (?:[ ]is\b[ ]*[:：]?|[:：=])[*_`]*(?P<rest>.*)$""",
+        (?:[ ]is\b[ ]*[:：]?|[:：=])[*_`]*""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
+_SENTENCE_END = re.compile(r"(?:(?<=[\d)}\]$%*])|(?<=[^\W\d_]{4}))\.\s+(?=[A-Z]\w*(?:\s+\S+){2})")
 _HEADING = re.compile(
     r"^[ \t]*(?:#+[ \t]*(?:final )?answer|\*\*(?:final )?answer\*\*|(?:final )?answer)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
@@ -34,11 +35,11 @@ def extract(text: str | None) -> str | None:
     1. Finished thoughts (`<think>…</think>`) are removed; of an unfinished one all that follows
        its opening tag; of a closing tag without an opening one all that stands before it.
     2. A text that is one JSON object with a field `answer` (or `final_answer`) gives that field.
-    3. Otherwise the last of these marks in the text counts: a line that begins with `ANSWER:`,
-       `Answer:`, `Final answer:` or `The answer is` (markdown around it is ignored) gives the
-       rest of its line, or what follows down to the next empty line where the rest is empty; a
-       heading `# Answer` likewise; `<answer>…</answer>` its inside; `\boxed{…}` its inside.
-       A box inside a marked answer is opened.
+    3. Otherwise the last of these marks in the text counts: a line or sentence that begins with
+       `ANSWER:`, `Answer:`, `Final answer:` or `The answer is` (markdown around it is ignored)
+       gives the rest of its line without a further sentence, or what follows down to the next
+       empty line where the rest is empty; a heading `# Answer` likewise; `<answer>…</answer>` its
+       inside; `\boxed{…}` its inside. A box inside a marked answer is opened.
     4. A text without any mark is taken whole if it has at most `SHORT_CHARACTERS` characters.
 
     Nothing is guessed from the middle of an argument. What is found comes back trimmed; an empty
@@ -131,18 +132,23 @@ def _json_field(text: str) -> str | None:
 
 
 def _last_mark(text: str) -> str | None:
-    finds = [(match.start(), match.end(), match["rest"]) for match in _MARKED.finditer(text)]
-    finds.extend((match.start(), match.end(), "") for match in _HEADING.finditer(text))
-    finds.extend((match.start(), match.end(), "<") for match in _ANSWER_TAG.finditer(text))
+    finds = [
+        (match.start(), match.end(), mark)
+        for mark, pattern in (("line", _MARKED), ("heading", _HEADING), ("tag", _ANSWER_TAG))
+        for match in pattern.finditer(text)
+    ]
     box = last_box(text)
     if box is not None and all(box[0] > start for start, _, _ in finds):
         return box[1]
     if not finds:
         return None
-    _, end, rest = max(finds)
-    if rest == "<":
+    _, end, mark = max(finds)
+    if mark == "tag":
         return re.split("</answer>", text[end:], maxsplit=1, flags=re.IGNORECASE)[0]
-    return _unquoted(rest if rest.strip("*_` \t") else _paragraph(text, end))
+    line = text[end:].split("\n", 1)[0].strip()
+    if mark == "heading" or not line.strip("*_` \t"):
+        return _unquoted(_paragraph(text, end))
+    return _unquoted(_SENTENCE_END.split(line, maxsplit=1)[0])
 
 
 def _paragraph(text: str, start: int) -> str:
@@ -155,4 +161,6 @@ def _unquoted(text: str) -> str:
     text = text.strip()
     if text.endswith("}") and text.count("}") > text.count("{"):
         text = text[:-1].rstrip()
-    return text.strip("`").removesuffix("**").removeprefix("**").strip(' "').strip()
+    if text.count("**") % 2:
+        text = re.sub(r"\*\*(?=[.!]?$)", "", text)  # the other half stood before the mark
+    return text.strip("`").strip(' "').strip()

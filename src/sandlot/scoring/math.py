@@ -100,7 +100,9 @@ def compare_here(answer: str, truth: str, *, rel_tol: float = 0.0) -> bool | Non
     """
     if _same_words(answer, truth):
         return True
-    if _DENIED.search(answer) or _NUMBERS_ALONE.fullmatch(plain(answer).strip()):
+    if (_DENIED.search(answer) and not _DENIED.search(truth)) or _NUMBERS_ALONE.fullmatch(
+        plain(answer).strip()
+    ):
         return False
     one, other = read_quantity(answer), read_quantity(truth)
     if one is not None and other is not None:
