@@ -9,9 +9,11 @@ import io
 import json
 import lzma
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -774,3 +776,25 @@ def test_personal_folders_are_absent_or_empty_in_the_host_image(planted: Path) -
     image = host_layers(planted)
     assert {"/home", "/root", "/tmp", "/var", "/run"} <= set(image.empty_dirs)
     assert not {"/home", "/root", "/opt", "/var", "/boot"} & set(image.overlays)
+
+
+def test_a_build_ends_with_a_harness_that_was_killed(tmp_path: Path) -> None:
+    program = (
+        "import asyncio; from sandlot.sandbox.images_build import run_process; "
+        "asyncio.run(run_process(['sh', '-c', 'echo $$; sleep 300 & wait'], "
+        "lambda line: print(line, flush=True)))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as harness:
+        assert harness.stdout is not None
+        group = int(harness.stdout.readline())
+        time.sleep(0.3)
+        harness.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("the build outlived its harness")

@@ -67,8 +67,12 @@ class Runner(Protocol):
         ...
 
 
+# Waits beside a program: an end of its input without a word means that the harness is gone.
+_WATCH = 'read -r _ || { kill -TERM -- "-$1"; sleep 15; kill -KILL -- "-$1"; } 2>/dev/null'
+
+
 async def run_process(argv: Sequence[str], say: Callable[[str], None]) -> int:
-    """Run a program in a process group of its own, which ends with a cancelled caller."""
+    """Run a program in a process group of its own, which ends with the caller however that ends."""
     process = await asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.DEVNULL,
@@ -78,6 +82,11 @@ async def run_process(argv: Sequence[str], say: Callable[[str], None]) -> int:
         limit=1 << 20,
     )
     assert process.stdout is not None
+    watcher = await asyncio.create_subprocess_exec(
+        *("sh", "-c", _WATCH, "sh", str(process.pid)),
+        stdin=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
         async for line in process.stdout:
             say(line.decode(errors="replace").rstrip())
@@ -85,6 +94,8 @@ async def run_process(argv: Sequence[str], say: Callable[[str], None]) -> int:
     except BaseException:
         await asyncio.shield(_end_group(process))
         raise
+    finally:
+        await asyncio.shield(watcher.communicate(b"ended\n"))
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
