@@ -68,7 +68,7 @@ class Runner(Protocol):
 
 
 # Waits beside a program: an end of its input without a word means that the harness is gone.
-_WATCH = 'read -r _ || { kill -TERM -- "-$1"; sleep 15; kill -KILL -- "-$1"; } 2>/dev/null'
+_WATCH = 'read -r _ || { kill -s TERM -- "-$1"; sleep 15; kill -s KILL -- "-$1"; } 2>/dev/null'
 
 
 async def run_process(argv: Sequence[str], say: Callable[[str], None]) -> int:
