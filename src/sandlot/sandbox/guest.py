@@ -389,6 +389,11 @@ class Capture:
             os.close(self._spool)
             self._spool = -1
 
+    def release(self) -> None:
+        """Give back what was kept: a job may hold the pipe, and so this, for ever."""
+        self.head = bytearray()
+        self.tail = bytearray()
+
     def drop(self, now: float) -> None:
         self._due = now + _LATE_PAUSE_S
         try:
@@ -704,6 +709,7 @@ class Runner:
         fields: list[bytes | int | None] = [status, flooded, restarted]
         for stream in streams:
             fields += [stream.total, os.fsencode(stream.saved)]
+            stream.release()
         self._wire.send(DONE, ident, join_fields(fields + list(meter.results())))
 
     def _remember_folder(self) -> None:
