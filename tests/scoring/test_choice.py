@@ -28,7 +28,11 @@ async def value(answer: str | None, target: Any, partial: str = "none", **fields
      "It cannot be A, so C", "T cells are involved, so C", "a benzene ring (C)",
      "Eliminate A and B. Between C and D, C.", "not B but C.", "C. A is unstable",
      "C\n\nOption A lacks a ring", "A. Wait, the answer is C.", "The correct option is C.",
-     "I think C", "I would go with C", "C because B is too heavy"],
+     "I think C", "I would go with C", "C because B is too heavy",
+     "The answer should be C", "Answer - C", "**C**: Colonoscopy", "option c", "(c) water",
+     "c) water",
+     "I waver between A and B, but C seems likely", "Both A and B are wrong; C is correct.",
+     "After A, B and D, the answer must be C.", "C, not A", "Which is option C."],
 )  # fmt: skip
 def test_one_letter_is_claimed(text: str) -> None:
     assert read_claim(text).letters == {"C"}

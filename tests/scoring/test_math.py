@@ -146,7 +146,7 @@ async def test_a_number_that_fills_the_machine_is_no_answer(
 
 
 async def test_a_hung_helper_is_killed_and_the_next_item_is_scored(
-    tools: ScoringTools, tmp_path: Path
+    tools: ScoringTools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The helper's library is replaced by one that sleeps on one word, as a real one may hang."""
     package = tmp_path / "double" / "math_verify"
@@ -163,6 +163,7 @@ async def test_a_hung_helper_is_killed_and_the_next_item_is_scored(
     info = tmp_path / "double" / "math_verify-0.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: math-verify\nVersion: 0.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "double"))
     doubled = replace(tools, environ={**tools.environ, "PYTHONPATH": str(tmp_path / "double")})
     scorer = MathScorer(doubled, helpers=1, wall_s=0.3)
     try:

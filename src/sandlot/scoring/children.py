@@ -112,6 +112,7 @@ class ChildPool:
             return self._idle.pop()
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing of the folder that the user happens to stand in
             "-m",
             self._module,
             stdin=asyncio.subprocess.PIPE,

@@ -26,19 +26,19 @@ _FILL = (
 )
 
 _STRONG = re.compile(
-    rf"\b(?:answers?|(?:correct|right|best) (?:option|choice)s?)\b\s*(?:is|are|:|=){_FILL}"
-    rf"\s*:?\s*{_RUN}{_ENDS}",
+    r"\b(?i:answers?|(?:correct|right|best) (?:option|choice)s?)\b"
+    rf"\s*(?:is|are|(?:must|should) be|:|=|-){_FILL}\s*:?\s*{_RUN}{_ENDS}",
     re.MULTILINE,
 )
 _WEAK = re.compile(
     r"(?:\b(?:answer|option|choice|pick|choose|chose|select|think|believe|go|so|therefore|thus"
-    r"|hence|but|maybe|probably|perhaps|it's|it is|must be|is)\b"
+    r"|hence|but|maybe|probably|perhaps|it's|it is|must be|should be|is)\b"
     rf"{_FILL}\s*[:=]?|\w\s*[:=])\s*{_RUN}{_ENDS}",
     re.IGNORECASE | re.MULTILINE,
 )
 _PRAISE = re.compile(
     rf"{_RUN}\s+(?:is|are|must be|seems|looks)\s+(?:\w+\s+){{0,4}}?"
-    r"(?:right|correct|best|answers?|choice|true)\b"
+    r"(?:right|correct|best|answers?|choice|true|likely)\b"
 )
 _LAST = re.compile(r"(?P<run>\(([A-Z])\))[.!]?\s*$|\band\s+[A-Z],\s+(?P<other>[A-Z])[.!]?\s*$")
 _DENIAL = re.compile(
@@ -47,9 +47,10 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _LABEL = re.compile(
-    r"[-•]?\s*\(?([A-Z])(?:\)[.:]?(?=\s|$)|[.:;](?=\s|$)|,(?!\s*[A-Z](?![\w']))(?=\s)"
+    r"[-•]?\s*\(?([A-Z])(?:\)[.:]?(?=\s|$)|\s*[.:;](?=\s|$)|,(?!\s*[A-Z](?![\w']))(?=\s)"
     r"|(?=\s+\()|(?=\s+-\s)|(?=\s+(?:because|since)\b))"
 )
+_SMALL = re.compile(r"\b([Oo]ption|[Ll]etter)\s+\(?([a-z])\)?(?![\w'])|^()\(?([a-z])\)(?=\s)")
 _NEXT_LABEL = re.compile(r"[,;]\s+(?=\(?[A-Z](?:\)|[.:](?:\s|$)))")
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])(?:\)|[.:])[ \t]*(\S.*)$", re.MULTILINE)
 
@@ -76,6 +77,7 @@ def read_claim(text: str) -> Claim:
     bare = _bare(text)
     if bare.letters:
         return bare
+    text = _SMALL.sub(lambda m: f"{m[1] or ''} ({(m[2] or m[4]).upper()})".lstrip(), text)
     strong = [_claim(match["run"]) for match in _STRONG.finditer(text) if not _denied(text, match)]
     if strong:
         return strong[-1]

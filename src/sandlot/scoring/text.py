@@ -79,22 +79,42 @@ def agrees(answer: str, truth: str, *, rel_tol: float = 0.0) -> bool:
     """Whether a short answer says what the truth says.
 
     In order: the same text; two quantities with convertible units; two dates; a yes or no with
-    whatever reason; the truth as the complement of a plain statement ("The capital is Paris, as
-    document 2 says") and the other way about; a person's name with or without first names or with
-    initials. Nothing else: a shared word is not agreement, and a denial or an `or` is never one.
+    whatever reason; a person's name with or without first names or with initials; a list in another
+    order; a preposition or pronoun in front that the question implies ("in 1945", "he ran"); the
+    truth as the complement of a plain statement ("The capital is Paris, as document 2 says") and
+    the other way about. Nothing else: a shared word is not agreement, and a denial or an `or` is
+    never one.
     """
     if same_text(answer, truth):
         return True
     decided = _by_kind(answer, truth, rel_tol)
     if decided is not None:
         return decided
-    if _same_name(answer, truth):
+    if _same_name(answer, truth) or _same_list(answer, truth):
+        return True
+    if _bare(answer) and _bare(answer) == _bare(truth):
         return True
     complements = (_complement(answer), truth), (answer, _complement(truth))
     return any(
         one is not None and other is not None and _same_or_quantity(one, other, rel_tol)
         for one, other in complements
     )
+
+
+_LEAD = re.compile(r"^(?:in|at|on|by|from|to|with|he|she|it|they|we|you|i)\s+(?=\S+)")
+_LISTED = re.compile(r",\s*(?:and\s+)?|;\s*|\s+and\s+")
+
+
+def _bare(text: str) -> str:
+    """Without the preposition or pronoun in front, which the question implies."""
+    return _ARTICLE.sub("", _LEAD.sub("", normalise(text)))
+
+
+def _same_list(one: str, other: str) -> bool:
+    """Whether two texts list the same short items, in whatever order."""
+    lists = [sorted(map(normalise, _LISTED.split(plain(text)))) for text in (one, other)]
+    short = all(len(item.split()) <= 4 for item in lists[0])
+    return len(lists[0]) > 1 and short and lists[0] == lists[1]
 
 
 def _same_or_quantity(one: str, other: str, rel_tol: float) -> bool:
