@@ -16,7 +16,8 @@ from sandlot.cli.live import PlainView
 from sandlot.core.codec import to_json
 from sandlot.core.errors import SandboxDied, SandboxError, SandboxFileError
 from sandlot.core.events import FilesCollected
-from sandlot.sandbox.base import Sandbox
+from sandlot.core.types import CollectedFile, SkippedFile
+from sandlot.sandbox.base import FileInfo, Sandbox
 from sandlot.sandbox.contract import MakeSandbox, canary, opened, small_policy, untouched
 from sandlot.sandbox.policy import MIB, Policy
 
@@ -133,19 +134,37 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-async def test_an_odd_name_is_collected_shown_and_recorded_or_skipped(
-    name: bytes, make_box: MakeSandbox, tmp_path: Path
+Taken = tuple[list[FileInfo], list[CollectedFile], list[SkippedFile], Path]
+
+
+@pytest.fixture(scope="session")
+def taken(make_box: MakeSandbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Taken]:
+    """Each odd name alone in a folder, listed and collected from one sandbox."""
+
+    async def take() -> dict[str, Taken]:
+        found = {}
+        async with opened(make_box, policy()) as box:
+            for number, (kind, name) in enumerate(NAMES.items()):
+                code = f"import os\nos.mkdir('o{number}')\n"
+                code += f"open(b'o{number}/' + {name!r}, 'w').write('kept')"
+                await box.exec(python(code))
+                into = tmp_path_factory.mktemp("taken")
+                listed = await box.list_dir(f"o{number}")
+                found[kind] = (listed, *await box.collect([f"o{number}"], into), into)
+        return found
+
+    return asyncio.run(take())
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_an_odd_name_is_collected_shown_and_recorded_or_skipped(
+    kind: str, taken: dict[str, Taken], tmp_path: Path
 ) -> None:
-    make_it = python(f"import os\nos.mkdir('out')\nopen(b'out/' + {name!r}, 'w').write('kept')")
-    async with opened(make_box, policy()) as box:
-        await box.exec(make_it)
-        listed = await box.list_dir("out")
-        collected, skipped = await box.collect(["out"], tmp_path)
-    assert [os.fsencode(entry.path) for entry in listed] == [name]
-    taken = [found.path for found in collected] + [found.path for found in skipped]
-    assert [os.fsencode(path) for path in taken] == [name]
-    for path in tmp_path.iterdir():
+    listed, collected, skipped, into = taken[kind]
+    names = [found.path for found in collected] + [found.path for found in skipped]
+    assert [os.fsencode(entry.path) for entry in listed] == [NAMES[kind]]
+    assert [os.fsencode(path) for path in names] == [NAMES[kind]]
+    for path in into.iterdir():
         assert path.read_text() == "kept"
     event = FilesCollected(tuple(collected), tuple(skipped), answer=None)
     json.dumps(to_json(event), ensure_ascii=False).encode("utf-8", "surrogatepass")
