@@ -265,7 +265,7 @@ async def execute(
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
         prepared = replace(prepared, profile=_relocated(prepared.profile, box))
         chosen = {"name": settings.backend, "why": why}
-        manifest |= {"image": _image_record(settings, image), "backend": chosen}
+        manifest |= {"image": _image_record(settings, image, box), "backend": chosen}
         directory = directory.with_manifest(redactor.value(manifest))
 
         async def spare() -> StartedSandbox:
@@ -565,11 +565,12 @@ async def open_computer(
     raise AssertionError("unreachable: the last image either opened or raised")
 
 
-def _image_record(settings: Settings, image: str) -> dict[str, Any]:
+def _image_record(settings: Settings, image: str, box: StartedSandbox) -> dict[str, Any]:
+    """What the sandbox starts from; a container says itself which digest its engine has."""
     from sandlot.sandbox.images import ImageStore
 
     if image == "host" or settings.backend != "bubblewrap":
-        return {"name": image}
+        return {"name": image, "digest": getattr(box, "image_digest", None)}
     resolved = ImageStore(settings.cache_dir).resolve(image)
     return {"name": image, "digest": resolved.digest}
 

@@ -576,6 +576,7 @@ async def test_reaping_goes_by_lease_and_owner_alone(
     environ = {"XDG_RUNTIME_DIR": str(tmp_path), "HOME": str(tmp_path)}
     client = EngineClient(parse_address(podman_service.address))
     image = podman_service.run("images", "--quiet", "--no-trunc").split()[0]
+    (tmp_path / "sandlot").mkdir(mode=0o700)
     made = []
     for owner in (owner_of(tmp_path / "sandlot"), "somebody else"):
         labels = {OWNER_LABEL: owner, LEASE_LABEL: "0123456789ab"}
@@ -597,6 +598,14 @@ async def test_reaping_goes_by_lease_and_owner_alone(
     left = podman_service.containers()
     podman_service.run("rm", "--force", *left)
     assert left == [made[1]]
+
+
+def test_two_folders_of_leases_never_look_like_one_owner(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    assert owner_of(one) == owner_of(one) != owner_of(two)
+    assert [path.name for path in one.iterdir()] == ["owner"]
 
 
 @on_podman

@@ -351,8 +351,21 @@ def _no_program(image: EngineImage, name: str) -> ImageError:
 
 
 def owner_of(runtime_dir: Path) -> str:
-    """Who may reap: this user with these leases, on this machine. An engine may serve many."""
-    return f"{os.getuid()}@{os.uname().nodename}:{runtime_dir}"
+    """Who may reap: whoever sees this folder of leases, and so knows which of them are alive.
+
+    By a random name that is kept there. Users, host names and paths can be the same twice behind
+    one engine, and the other's living containers would then look like dead ones of ours.
+    """
+    kept = runtime_dir / "owner"
+    draft = runtime_dir / f"owner.{secrets.token_hex(4)}"
+    draft.write_text(secrets.token_hex(16))
+    try:
+        os.link(draft, kept)  # the first one to come names it, in one step
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return kept.read_text()
 
 
 async def reap_engines(runtime_dir: Path, environ: Mapping[str, str]) -> list[str]:
