@@ -8,14 +8,16 @@ Each attempt is a short Python program that says `GOT` if the kernel gave it wha
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, canary, opened, untouched
-from sandlot.sandbox.policy import MIB
+from sandlot.sandbox.policy import MIB, Mount
 
 from .attack import python, tiny_policy, usable
 
@@ -323,6 +325,27 @@ async def test_the_machines_one_count_of_asynchronous_requests_is_not_used_up(
         assert int(count.read_text()) - before < 8_000
     await asyncio.sleep(0.2)
     assert int(count.read_text()) <= before + 500
+
+
+async def test_a_lease_on_a_mounted_file_does_not_hold_up_the_host(
+    make_box: MakeSandbox, tmp_path: Path
+) -> None:
+    """A program of the host that opens a leased file waits for most of a minute."""
+    tmp_path.chmod(0o755)
+    file = tmp_path / "shared"
+    file.write_text("x")
+    file.chmod(0o644)
+    take = (
+        "import fcntl, time\nf = open('/mnt/in/shared')\n"
+        "try: fcntl.fcntl(f, 1024, 0); print('GOT', flush=True)\n"
+        "except OSError: print('refused', flush=True)\ntime.sleep(20)"
+    )
+    policy = tiny_policy(memory_bytes=128 * MIB)
+    policy = replace(policy, mounts=(Mount(str(tmp_path), "/mnt/in"),))
+    async with opened(make_box, policy) as box:
+        said = await box.exec(f"{python(take)} > said 2>&1 & sleep 1; cat said")
+        os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # EAGAIN where a lease is in the way
+        assert said.stdout == "refused\n"
 
 
 async def test_terminals_made_inside_are_given_back(make_box: MakeSandbox) -> None:

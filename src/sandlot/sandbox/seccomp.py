@@ -21,6 +21,7 @@ _FAMILIES = (1, 2, 10, 16)  # unix, inet, inet6, netlink; vsock would leave the 
 _NR_OFFSET, _ARCH_OFFSET, _ARG0_OFFSET, _ARG1_OFFSET = 0, 4, 16, 24
 _NEW_NAMESPACES = 0x7E020080  # every CLONE_NEW* flag, time namespaces included
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_F_SETLEASE = 1024  # on a file of a mount it would hold up every program of the host that opens it
 _X32_BIT = 0x40000000
 
 
@@ -29,6 +30,7 @@ class _Architecture:
     audit: int
     clone: int
     ioctl: int
+    fcntl: int
     sockets: tuple[int, int]
     denied: Mapping[str, int]
 
@@ -119,8 +121,8 @@ _AARCH64 = {
     "io_setup": 0,
 }
 _ARCHITECTURES = {
-    "x86_64": _Architecture(0xC000003E, 56, 16, (41, 53), {**_X86_64, **_COMMON}),
-    "aarch64": _Architecture(0xC00000B7, 220, 29, (198, 199), {**_AARCH64, **_COMMON}),
+    "x86_64": _Architecture(0xC000003E, 56, 16, 72, (41, 53), {**_X86_64, **_COMMON}),
+    "aarch64": _Architecture(0xC00000B7, 220, 29, 25, (198, 199), {**_AARCH64, **_COMMON}),
 }
 
 
@@ -152,6 +154,7 @@ def build_filter(machine: str, *, allow_ptrace: bool = False) -> bytes:
     code += _deny_flags(arch.clone, _ARG0_OFFSET, _op(_JSET, 0, 1, _NEW_NAMESPACES))
     for request in (_TIOCSTI, _TIOCLINUX):
         code += _deny_flags(arch.ioctl, _ARG1_OFFSET, _op(_JEQ, 0, 1, request))
+    code += _deny_flags(arch.fcntl, _ARG1_OFFSET, _op(_JEQ, 0, 1, _F_SETLEASE))
     for number in arch.sockets:
         code += _only_families(number)
     code.append(_op(_RET, k=_ALLOW))
