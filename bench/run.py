@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import container_rows
 import process_rows
 import proxy_rows
 import sandbox_rows
@@ -46,8 +47,10 @@ def rows(work: Path, n: int, density: int, install: bool) -> dict[str, Measure]:
         "proxy": lambda: proxy_rows.proxy(n),
         "walls": lambda: wall_rows.overhead(place, n),
         "states": lambda: wall_rows.states(place, n),
+        "containers": lambda: container_rows.containers(place, n),
     }
     if install:
+        found["soak"] = lambda: wall_rows.soak_row(work)
         found["install"] = lambda: process_rows.installed_size(work)
     return found
 

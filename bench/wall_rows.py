@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import soak
 from computer import Place
 from measure import MIB, Row, Sample, ratio, timed
 
@@ -117,3 +120,14 @@ async def _fork_ms(box: Sandbox) -> float:
     took = (time.perf_counter() - began) * 1e3
     await twin.close()
     return took
+
+
+async def soak_row(work: Path) -> list[Row]:
+    """Ten minutes of ill treatment in a process of its own, whose memory is what is watched."""
+    target = work / "soak.json"
+    program = str(Path(__file__).with_name("soak.py"))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, program, "--json", str(target), stdout=asyncio.subprocess.DEVNULL
+    )
+    await process.wait()
+    return [soak.row(json.loads(target.read_text()))]
