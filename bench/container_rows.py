@@ -1,4 +1,4 @@
-"""The container backend on a Podman of the measurement's own, beside a fresh exec for each command."""
+"""The container backend on a Podman of the measurement's own, beside one exec a command."""
 
 from __future__ import annotations
 
