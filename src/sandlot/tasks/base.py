@@ -16,8 +16,8 @@ LABELS = ("computer-favouring", "neutral", "computer-hostile")
 class Source:
     """Where problems come from.
 
-    `builtin`: `path` inside the package; `file`: `path` of a JSONL, JSON, CSV or Parquet file or of
-    a Harbor task folder, relative to the TOML file; `hub`: `dataset` (owner/name), `config`,
+    `builtin`: `path` in `sandlot.tasks`; `file`: `path` of a JSONL, JSON, CSV or Parquet file or
+    of a Harbor task folder, relative to the TOML file; `hub`: `dataset` (owner/name), `config`,
     `split`, `revision` (a commit, pinned); `generator`: `path` names it and `options` are its own.
     """
 
@@ -37,7 +37,8 @@ class TaskSet:
     `scorer_options` go to the scorer; `cluster` names the metadata field by which items share
     documents or a subject, so that intervals are computed over clusters; `leak_hosts` are hosts
     where the set's answers are known to lie; `limits` are settings by name (memory, disk, timeout).
-    `profile` is that of the sandbox arms, `llm_profile` that of the others.
+    `profile` is that of the sandbox arms, `llm_profile` that of the others. A row with `members` is
+    a group: a name for several rows, each loaded and scored on its own (`registry.load_sets`).
     """
 
     name: str
@@ -57,11 +58,15 @@ class TaskSet:
     leak_hosts: tuple[str, ...] = ()
     licence: str = ""
     citation: str = ""
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSet:
-    """A row with its problems. `digest` is the sha256 of the row and of every task in order."""
+    """A row with its problems. `digest` is the sha256 of the row and of every task in order.
+
+    A hub row's `source.revision` is the commit that was loaded, whatever the row asked for.
+    """
 
     row: TaskSet
     tasks: tuple[Task, ...]
