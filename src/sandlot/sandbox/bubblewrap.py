@@ -756,7 +756,8 @@ def _shared_memory_bytes(limits: Limits) -> int:
 
 
 def _rlimits(limits: Limits, group: Cgroup | None) -> dict[str, int]:
-    values = {"RLIMIT_CORE": 0}
+    # Queued signals and message queues are counted for each user of the machine, not inside.
+    values = {"RLIMIT_CORE": 0, "RLIMIT_SIGPENDING": 1024, "RLIMIT_MSGQUEUE": 819_200}
     if limits.open_files is not None:
         values["RLIMIT_NOFILE"] = limits.open_files
     if limits.file_bytes is not None:
