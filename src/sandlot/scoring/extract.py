@@ -115,12 +115,12 @@ def _unboxed(text: str) -> str:
 
 
 def _json_field(text: str) -> str | None:
-    body = re.sub(r"^```(?:json)?\s*|\s*```$", "", text)
+    body = text.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     if not body.startswith("{"):
         return None
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict):
         return None

@@ -54,7 +54,7 @@ def to_tex(text: str) -> str:
     """
     text = plain(text).strip().rstrip(".")
     text = re.sub(r"^(?:\*\*|`+)(.*?)(?:\*\*|`+)$", r"\1", text, flags=re.DOTALL).strip()
-    text = re.sub(r"^(?:\$+|\\\[|\\\()\s*(.*?)\s*(?:\$+|\\\]|\\\))$", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"^(?:\$+|\\\[|\\\()(.*?)(?:\$+|\\\]|\\\))$", r"\1", text, flags=re.DOTALL)
     text = text.strip().rstrip(".").strip()
     for pattern, instead in _REWRITES:
         text = pattern.sub(instead, text)

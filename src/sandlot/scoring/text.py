@@ -17,6 +17,9 @@ _TEX_TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|mbox)\s*\{([^{}]*)\}"
 )
 _ARTICLE = re.compile(r"^(?:the|a|an)\s+(?=\S)")
+_SHORT = 1000  # characters; longer texts are normalised each time, and not kept
+_LONG = 4000  # characters; a longer answer only agrees with the same text
+_ROUGE_CHARACTERS = 20_000
 _EDGES = " \t\n.,;:!?*_`\"'()[]{}"
 _TOKEN = re.compile(r"\w+(?:'\w+)?", re.UNICODE)
 _DENIAL = re.compile(
@@ -59,14 +62,20 @@ _CLASSES = frozenset(
 _TITLES = frozenset(("mr", "mrs", "ms", "dr", "sir", "prof", "president", "king", "queen"))
 
 
-@lru_cache(maxsize=4096)
 def normalise(text: str) -> str:
     """The text in lower case, with single spaces, without TeX's text commands, a leading article,
     or marks and quotes at its ends. Signs that touch a letter or digit (Na+, C#, -4) stay.
     """
+    return _short_normal(text) if len(text) <= _SHORT else _normal(text)
+
+
+def _normal(text: str) -> str:
     text = _TEX_TEXT.sub(r"\1", plain(text)).replace("\\ ", " ").replace("~", " ")
     text = " ".join(text.strip(_EDGES + "$").split()).casefold()
     return _ARTICLE.sub("", text).strip(_EDGES)
+
+
+_short_normal = lru_cache(maxsize=4096)(_normal)
 
 
 def same_text(one: str, other: str) -> bool:
@@ -87,6 +96,8 @@ def agrees(answer: str, truth: str, *, rel_tol: float = 0.0) -> bool:
     """
     if same_text(answer, truth):
         return True
+    if len(answer) > _LONG or len(truth) > _LONG:
+        return False
     decided = _by_kind(answer, truth, rel_tol)
     if decided is not None:
         return decided
@@ -204,11 +215,15 @@ def rouge_l(answer: str, truth: str) -> float:
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3, with
     equal weight of precision and recall.
     """
-    one, other = _TOKEN.findall(answer.casefold()), _TOKEN.findall(truth.casefold())
+    one, other = _tokens(answer), _tokens(truth)
     if not one or not other:
         return 0.0
     common = _common_length(one, other)
     return 2 * common / (len(one) + len(other))
+
+
+def _tokens(text: str) -> list[str]:
+    return _TOKEN.findall(text[:_ROUGE_CHARACTERS].casefold())
 
 
 def _common_length(one: Sequence[str], other: Sequence[str]) -> int:

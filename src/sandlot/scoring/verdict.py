@@ -8,6 +8,7 @@ import re
 from sandlot.scoring.extract import plain, visible_text
 
 _LINE = re.compile(r"^[\s*_#>`\"']*VERDICT[\s*_`\"']*[:=][\s*_`\"']*(\w+)\W*$", re.IGNORECASE)
+_TAIL = 200  # characters in which a last word and its marks are looked for
 _WORDS = {"correct": True, "incorrect": False}
 _ALONE = re.compile(r"\W*(correct|incorrect)\W*", re.IGNORECASE)
 _FIRST = re.compile(
@@ -48,10 +49,10 @@ def read_verdict(reply: str) -> bool | None:
     anchored = _anchored(text)
     if anchored is not None:
         return _WORDS.get(anchored)
-    for pattern in (_ALONE.fullmatch, _FIRST.match, _LAST.search):
-        found = pattern(text)
-        if found is not None:
-            return _WORDS[found[1].lower()]
+    tail = text if len(text) <= _TAIL else "x" + text[-_TAIL:]
+    found = _ALONE.fullmatch(tail) or _FIRST.match(text) or _LAST.search(tail)
+    if found is not None:
+        return _WORDS[found[1].lower()]
     return _prose(text)
 
 
@@ -63,7 +64,7 @@ def _anchored(text: str) -> str | None:
     if text.startswith("{"):
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if isinstance(data, dict) and "verdict" in data:
             return str(data["verdict"]).lower()
