@@ -258,12 +258,12 @@ async def execute(
         directory = _directory(job, settings, clock)
         watch.opened(directory)
         at_the_wall = [item.secret for item in prepared.policy.network.credentials]
-        redactor = Redactor([*_secrets(settings, environ), *at_the_wall])
+        redactor = Redactor([*secrets_of(settings, environ), *at_the_wall])
         manifest = _manifest(job, settings, prepared, directory, clock)
         directory = directory.with_manifest(redactor.value(manifest))
         settings, why = await settle_backend(settings, environ, watch.note)
         box, image = await open_computer(settings, prepared.policy, environ, watch.note)
-        prepared = replace(prepared, profile=_relocated(prepared.profile, box))
+        prepared = replace(prepared, profile=relocated(prepared.profile, box))
         chosen = {"name": settings.backend, "why": why}
         manifest |= {"image": _image_record(settings, image, box), "backend": chosen}
         directory = directory.with_manifest(redactor.value(manifest))
@@ -308,7 +308,7 @@ async def _roll(
         "profile": prepared.profile,
         "budget": prepared.budget,
         "sampling": prepared.sampling,
-        "sink": _fan_out(recorder, *watch.sinks),
+        "sink": fan_out(recorder, *watch.sinks),
         "control": watch.control,
         "output_dir": directory.files,
         "keep_state": directory.state_path if job.keep else None,
@@ -384,11 +384,11 @@ def _prepare(job: Job, settings: Settings, environ: Mapping[str, str]) -> _Prepa
             settings.extra_body,
         ),
         policy=policy,
-        model=_model(settings),
+        model=model_of(settings),
     )
 
 
-def _model(settings: Settings) -> Model:
+def model_of(settings: Settings) -> Model:
     from sandlot.models.registry import ModelSettings, build_model
 
     if settings.model is None:
@@ -520,7 +520,7 @@ async def settle_backend(
     return replace(settings, backend=choice.backend, engine=engine), choice.why
 
 
-def _relocated(profile: Profile, box: StartedSandbox) -> Profile:
+def relocated(profile: Profile, box: StartedSandbox) -> Profile:
     """A backend without a root of its own has other paths; prompts must name the real ones."""
     move = getattr(box, "relocated", None)
     if move is None:
@@ -619,12 +619,12 @@ def _manifest(
     }
 
 
-def _secrets(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     keys = (settings.api_key, settings.anthropic_api_key)
     return [*secret_values(environ), *(key for key in keys if key)]
 
 
-def _fan_out(*sinks: EventSink) -> EventSink:
+def fan_out(*sinks: EventSink) -> EventSink:
     def sink(event: Event) -> None:
         for each in sinks:
             each(event)
