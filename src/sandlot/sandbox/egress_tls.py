@@ -23,7 +23,7 @@ class NotTls(ValueError):
 async def read_hello(stream: Stream, data: bytes, host: str) -> bytes:
     """The client's first bytes, up to a whole TLS hello that is meant for `host`.
 
-    A hello that hides its name (ECH) shows another one outside, and is refused.
+    A hello that hides its name (ECH) shows another one outside: that one has to match.
 
     Raises:
         NotTls: they are something else (the message is a verdict).
