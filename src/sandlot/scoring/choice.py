@@ -17,9 +17,10 @@ PARTIAL = ("none", "f1")
 _LONG = 8000  # characters; nothing of that length is a choice
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 _MARKUP = re.compile(r"[*`\"$\[\]{}]|(?<!\w)_|_(?!\w)")
+_SPACES = re.compile(r"\s+")
 _LETTER = r"(?<![\w'])\(?([A-Z])(?![\w'])\)?"
-_JOIN = r"\s*(?:,?\s*\b(?:and|or)\b|[,;/&+])\s*"
-_RUN = rf"(?P<run>{_LETTER}(?:{_JOIN}{_LETTER})*)"
+_JOIN = r"(?:\s?[,;/&+]\s?(?:(?:and|or)\s)?|\s(?:and|or)\s)"
+_RUN = rf"(?P<run>{_LETTER}(?:{_JOIN}{_LETTER}){{0,25}})"
 _ENDS = r"(?=\s*(?:$|[.,;:!?\n]|-\s|\b(?:because|since|as)\b))"
 _FILL = (
     r"(?:\s+(?:is|are|be|the|option|choice|letter|answer|with|for|correct|most|likely|clearly))*"
@@ -73,7 +74,8 @@ def read_claim(text: str) -> Claim:
     """
     if len(text) > _LONG:
         return Claim()
-    text = _MARKUP.sub(" ", _WRAPPER.sub(r"\1", plain(text))).strip()
+    text = _MARKUP.sub(" ", _WRAPPER.sub(r"\1", plain(text)))
+    text = _SPACES.sub(lambda run: "\n" if "\n" in run[0] else " ", text).strip()
     bare = _bare(text)
     if bare.letters:
         return bare
