@@ -461,11 +461,10 @@ def well_ground_state(files: Files) -> Truth:
 
 
 @truth("mini-physics-25")
-def pivot_force(files: Files) -> Truth:
-    # Torque: M g L/2 = (M L^2 / 3) a; the centre falls with a L/2; what gravity has over is held.
-    angular = Fraction(1, 2) / Fraction(1, 3)  # in g / L
-    held = 1 - angular / 2  # in M g
-    return f"{held.numerator if held.numerator > 1 else ''}M*g/{held.denominator}"
+def disc_with_hole(files: Files) -> Truth:
+    cut = Fraction(1, 4)  # its mass in M; its radius and its centre's distance are R/2
+    left = Fraction(1, 2) - (cut / 2 + cut) * Fraction(1, 2) ** 2
+    return f"{left.numerator}*M*R^2/{left.denominator}"
 
 
 # Chem: the value, or the text, of the right option

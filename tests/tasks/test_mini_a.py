@@ -55,7 +55,7 @@ LINES: Mapping[str, tuple[str, ...]] = {
         r"Answer with one integer, and nothing else\.",
         r"Answer with one fraction in lowest terms, written a/b, and nothing else\.",
         _NUMBER + r"significant figures, and nothing else\.",
-        r"Answer with one expression in M and g, and nothing else\.",
+        r"Answer with one expression in M and R, and nothing else\.",
     ),
 }
 
