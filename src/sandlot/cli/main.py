@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from sandlot import __version__
-from sandlot.cli import doctor, image, run, shell, upkeep
+from sandlot.cli import doctor, image, run, shell, tasks, upkeep
 from sandlot.cli.outcome import BUG, INTERRUPTED, Interrupted, code_of_error, say
 from sandlot.core.errors import SandlotError
 
@@ -59,6 +59,7 @@ app.command("continue")(run.continue_)
 app.command("shell")(shell.shell)
 app.command("doctor")(doctor.doctor)
 app.add_typer(image.app, name="image")
+app.add_typer(tasks.app, name="tasks")
 app.command("ps")(upkeep.ps)
 app.command("reap")(upkeep.reap)
 app.command("clean")(upkeep.clean_)

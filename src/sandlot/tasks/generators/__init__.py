@@ -1,0 +1,1 @@
+"""Seeded makers of task sets of any size, with the truth known by construction."""
