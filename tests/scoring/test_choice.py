@@ -90,6 +90,8 @@ async def test_the_whole_text_of_an_option_claims_it() -> None:
     prompt = "Which?\n(A) ethanol\n(B) water\n(C) Acetic acid\n"
     assert await value("acetic acid.", "C", prompt=prompt) == 1.0
     assert await value("acid", "C", prompt=prompt) == 0.0
+    assert await value("COS", "B", metadata={"options": ["CO", "COS"]}) == 1.0
+    assert await value("B", "B", metadata={"options": ["B", "C"]}) == 1.0
     assert await value("water", "A", metadata={"options": ["ethanol", "water"]}) == 0.0
     assert await value("water", "B", metadata={"options": {"A": "ethanol", "B": "water"}}) == 1.0
 

@@ -168,7 +168,9 @@ def options_of(task: Task) -> dict[str, str]:
 
 
 def _option_claim(answer: str, options: Mapping[str, str]) -> Claim:
-    """The option whose whole text the answer is, where just one is."""
+    """The option whose whole text the answer is, where just one is. One letter is a letter."""
+    if len(normalise(answer)) < 2:
+        return Claim()
     same = [letter for letter, text in options.items() if same_text(answer, text)]
     return Claim(frozenset(same)) if len(same) == 1 else Claim()
 
@@ -221,9 +223,8 @@ class ChoiceScorer:
             value = float(same_text(answer, str(candidate.task.target)))
             return self._scored(candidate, value, {"answer": answer[:200]})
         options = options_of(candidate.task)
-        claim = read_claim(answer)
-        if not claim.letters:
-            claim = _option_claim(answer, options)
+        named = _option_claim(answer, options)  # first: an option may read `COS` or `A and B`
+        claim = named if named.letters else read_claim(answer)
         return self._scored(candidate, *self._grade(claim, truth, options))
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from sandlot.core.errors import unknown_name
+from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Score
 from sandlot.scoring.base import Candidate, Scorer, ScoringTools
 
@@ -79,10 +79,31 @@ def _text(
     return TextScorer(rouge=rouge, rel_tol=rel_tol, exact=exact)
 
 
-def _qa(tools: ScoringTools, *, rouge: bool = True, partial: str = "f1") -> Scorer:
+def _qa(
+    tools: ScoringTools,
+    *,
+    rouge: bool = True,
+    partial: str = "f1",
+    others: str = "text",
+    rel_tol: float = 0.0,
+) -> Scorer:
+    """Choice for questions of choice; `others` (text or math) for the rest."""
     from sandlot.scoring.text import TextScorer
 
-    return ByQuestion(_choice(tools, partial=partial), TextScorer(rouge=rouge))
+    if others not in ("text", "math"):
+        raise unknown_name("option others of the scorer 'qa':", others, ("math", "text"))
+    choice = _choice(tools, partial=partial)
+    if others == "math":
+        return ByQuestion(choice, _math(tools, rel_tol=rel_tol))
+    return ByQuestion(choice, TextScorer(rouge=rouge, rel_tol=rel_tol))
+
+
+def _harbor(tools: ScoringTools) -> Scorer:
+    raise ConfigError(
+        "a Harbor task is graded by its own script (tests/test.sh), run in the container that the "
+        "model worked in; sandlot loads such tasks but does not run their scripts. Give them "
+        "ground truths in a JSONL of your own and a scorer such as text or judge"
+    )
 
 
 def _instructions(tools: ScoringTools) -> Scorer:
@@ -151,6 +172,7 @@ _BUILDERS: Mapping[str, Builder] = {
     "cascade": _cascade,
     "choice": _choice,
     "files": _files,
+    "harbor": _harbor,
     "ifbench": _ifbench,
     "instructions": _instructions,
     "judge": _judge,
@@ -161,22 +183,22 @@ _BUILDERS: Mapping[str, Builder] = {
 
 
 class ByQuestion:
-    """Choice or text, by the task's own `qa_type` ("multiple choice", else an open question)."""
+    """Choice where the task's own `qa_type` says so ("multiple choice"), else another scorer."""
 
     name = "qa"
     version = "1"
 
-    def __init__(self, choice: Scorer, text: Scorer) -> None:
+    def __init__(self, choice: Scorer, other: Scorer) -> None:
         self._choice = choice
-        self._text = text
+        self._other = other
 
     async def score(self, candidate: Candidate) -> Score:
         kind = str(candidate.task.metadata.get("qa_type") or "").lower()
-        chosen = self._choice if "choice" in kind or kind == "mcq" else self._text
+        chosen = self._choice if "choice" in kind or kind == "mcq" else self._other
         score = await chosen.score(candidate)
         details = {**score.details, "as": chosen.name}
         return Score(score.task_id, self.name, self.version, score.value, score.missing, details)
 
     async def close(self) -> None:
         await self._choice.close()
-        await self._text.close()
+        await self._other.close()
