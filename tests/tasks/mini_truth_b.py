@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -238,3 +240,351 @@ RECALL: Mapping[str, tuple[str, str]] = {
     ),
     "mini-biomed-25": ("Length-time bias", "Gordis, Epidemiology, evaluation of screening"),
 }
+
+
+# --- long_context: the truth from the documents alone ---------------------------------------------
+
+
+def _find(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match, (pattern, text[:200])
+    return match
+
+
+_NUMBER_NAME = re.compile(r"(\d+) of ([A-Z][\w' ]+?)(?=,| and |\.|$)")
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    """(date, entry) of a diary whose paragraphs begin with a date."""
+    found = (re.match(r"(\d+ [A-Z][a-z]+)\. (.*)", line) for line in text.splitlines())
+    return [(match[1], match[2]) for match in found if match]
+
+
+def _landed(files: Files) -> list[tuple[str, str, int]]:
+    """(ship, cargo, amount) of each arrival, as it is after the slip."""
+    home = _home_ports(files)
+    ship = "|".join(home)
+    arrival = re.compile(rf"[Tt]he ({ship})\b[^.]*?\blanded (\d+) \w+ of ([a-z ]+?)\.")
+    log = files["harbour_log_march_april.txt"] + files["harbour_log_may_june.txt"]
+    found = {
+        date: (match[1], match[3], int(match[2]))
+        for date, entry in _entries(log)
+        for match in arrival.finditer(entry)
+    }
+    slip = re.compile(
+        rf"Under (\d+ \w+) the ({ship}) is entered with (\d+) \w+ of ([a-z ]+)\. "
+        r"(?:(?P<out>She was entered twice)|The tally shows (?P<amount>\d+)"
+        r"|The goods were (?P<cargo>[a-z ]+),)"
+    )
+    for match in slip.finditer(files["correction_slip.txt"]):
+        date, name, amount, cargo = match[1], match[2], int(match[3]), match[4]
+        assert found[date] == (name, cargo, amount)
+        found[date] = (name, match["cargo"] or cargo, int(match["amount"] or amount))
+        if match["out"]:
+            del found[date]
+    return list(found.values())
+
+
+def _home_ports(files: Files) -> dict[str, str]:
+    forms = (
+        r"The (?P<ship>[A-Z][\w ]+?) belongs to (?P<port>\w+);",
+        r"master of the (?P<ship>[A-Z][\w ]+?), [^.]*home port is (?P<port>\w+)\.",
+        r"Of the ships of (?P<port>\w+) we saw the (?P<ship>[A-Z][\w ]+?) under",
+    )
+    report = files["customs_report.txt"]
+    found = [match for form in forms for match in re.finditer(form, report)]
+    return {match["ship"]: match["port"] for match in found}
+
+
+def _salt(files: Files) -> str:
+    return str(sum(cargo == "salt" for _, cargo, _ in _landed(files)))
+
+
+def _herring(files: Files) -> str:
+    home = _home_ports(files)
+    landed = [load for load in _landed(files) if load[1] == "herring"]
+    return str(sum(amount for ship, _, amount in landed if home[ship] == "Karsholm"))
+
+
+def _berth_dues(files: Files) -> str:
+    history: list[str] = []
+    for meeting in files["board_minutes.txt"].split("Meeting of ")[1:]:
+        resolved = re.search(r"(?:from \d+ to (\d+) pennings|shall cost (\d+) pennings)", meeting)
+        if "declared void from the beginning" in meeting:
+            history.pop()
+        elif resolved and "board" in meeting:
+            history.append(resolved[1] or resolved[2])
+    return history[-1]
+
+
+def _guilty_master(files: Files) -> str:
+    report = files["customs_report.txt"]
+    owned = _find(r"the master of the ([\w ]+) owned to the damage", report)
+    by_name = re.search(rf"(\w+ \w+), master of the {owned[1]},", report)
+    match = by_name or _find(rf"{owned[1]}\b[^.]*?(?:master is|under) (\w+ \w+)", report)
+    return match[1]
+
+
+def _signed(text: str) -> dict[str, str]:
+    """Letters by their writers: numbered, signed in the last line, offices left out."""
+    letters = re.split(r"^\d+\.\n", text, flags=re.MULTILINE)[1:]
+    return {letter.strip().splitlines()[-1].split(",")[0]: letter for letter in letters}
+
+
+def _writer(letters: Mapping[str, str], cue: str) -> str:
+    """The one writer whose letter holds the words on which the verdict rests."""
+    (writer,) = (writer for writer, letter in letters.items() if cue in letter)
+    return writer
+
+
+def _ironic(files: Files) -> str:
+    return _writer(_signed(files["letters_about_the_crane.txt"]), "so tall and so still")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plant:
+    colour: str
+    height: int
+    grade: str
+    price: int
+
+
+_PLANT_FIELDS = {
+    "colour": r"[Ff]lowers (?:in )?(white|yellow|blue|rose|orange|violet)|cm with (\w+) flowers",
+    "height": r"(?:height|grows|plant of) (\d+) cm",
+    "grade": r"[Gg]rade ([A-D])\b",
+    "price": r"(\d+) pence",
+}
+
+
+def _plant(text: str) -> _Plant:
+    found = {}
+    for field, pattern in _PLANT_FIELDS.items():
+        match = _find(pattern, text)
+        found[field] = match[match.lastindex or 1]
+    return _Plant(found["colour"], int(found["height"]), found["grade"], int(found["price"]))
+
+
+def _on_sale(files: Files) -> dict[str, _Plant]:
+    listed = re.findall(r"^([A-Z' ]{5,})\. (.*)$", files["catalogue.txt"], re.MULTILINE)
+    plants = {name: _plant(text) for name, text in listed}
+    for line in files["supplement.txt"].splitlines():
+        if match := re.match(r"(.+) is now (\d+) pence", line):
+            name = match[1].upper()
+            plants[name] = replace(plants[name], price=int(match[2]))
+        elif match := re.match(r"(.+) is withdrawn", line):
+            del plants[match[1].upper()]
+        elif match := re.match(r"The height of (.+) was misprinted; it is (\d+) cm", line):
+            name = match[1].upper()
+            plants[name] = replace(plants[name], height=int(match[2]))
+        elif match := re.match(r"(.+) came through .* moved to grade ([A-D])", line):
+            name = match[1].upper()
+            plants[name] = replace(plants[name], grade=match[2])
+        elif match := re.match(r"New: (.+?)\. (.*)", line):
+            assert match[1].upper() not in plants
+            plants[match[1].upper()] = _plant(match[2])
+    return plants
+
+
+def _order(files: Files) -> str:
+    plants = _on_sale(files)
+    letters = files["order_letters.txt"].split("\n\n")
+    (letter,) = (one for one in letters if one.strip().endswith("Mistress Adela Quince"))
+    lines = _NUMBER_NAME.findall(letter.split("Please pack")[1].split(". ")[0])
+    assert len(lines) == 7
+    sold = [(int(number), name.upper()) for number, name in lines if name.upper() in plants]
+    return str(sum(number * plants[name].price for number, name in sold))
+
+
+def _low_and_white(files: Files) -> str:
+    plants = _on_sale(files).values()
+    return str(sum(plant.colour == "white" and plant.height <= 100 for plant in plants))
+
+
+def _grade(files: Files) -> str:
+    return _on_sale(files)["MERROW'S LAMP"].grade
+
+
+def _from_the_quarry(files: Files) -> str:
+    (entry,) = (
+        line
+        for line in files["catalogue.txt"].splitlines()
+        if "The schoolmaster of Neame found the seedling in a quarry" in line
+    )
+    return entry.split(".")[0].title().replace("'S", "'s")
+
+
+def _neglectful(files: Files) -> str:
+    return _writer(_signed(files["letters_of_complaint.txt"]), "after the five weeks")
+
+
+def _distances(text: str) -> dict[str, int]:
+    found = {}
+    for date, entry in _entries(text):
+        match = re.search(r"(\d+) kilometres", entry)
+        assert match or "did not" in entry
+        found[date] = int(match[1]) if match else 0
+    return found
+
+
+def _snow_days(files: Files) -> str:
+    measured = _distances(files["book_of_the_surveyor.txt"])
+    journal = _entries(files["journal_of_the_leader.txt"])
+    snowy = re.compile(r"\bfresh snow\b|\bIt snowed\b|^Snow\b|\bsnow fell\b")
+    return str(sum(measured[date] for date, entry in journal if snowy.search(entry)))
+
+
+def _differing_days(files: Files) -> str:
+    books = [_distances(files[f"{name}.txt"]) for name in
+             ("journal_of_the_leader", "book_of_the_surveyor")]  # fmt: skip
+    assert books[0].keys() == books[1].keys()
+    return str(sum(books[0][date] != books[1][date] for date in books[0]))
+
+
+def _compass(files: Files) -> str:
+    nickname = _find(
+        r"compass .* has been found .* by the one whom the porters call the (\w+)\.",
+        files["journal_of_the_leader.txt"],
+    )
+    surname = _find(rf"(\w+), since [^,]+, is the {nickname[1]}\.", files["cooks_notes.txt"])
+    return _find(rf"\w+ {surname[1]}\b", files["orders_of_the_society.txt"])[0]
+
+
+def _letters_home(files: Files) -> dict[str, str]:
+    parts = re.split(r"^\d+\. (\w+ \w+) to ", files["letters_home.txt"], flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def _leaver(files: Files) -> str:
+    return _writer(_letters_home(files), "not in spring as we said")
+
+
+def _jealous(files: Files) -> str:
+    return _writer(_letters_home(files), "excellent, quite excellent")
+
+
+@dataclass(frozen=True, slots=True)
+class _Motion:
+    project: str
+    crowns: int
+    rescinds: bool
+    carried: bool
+    against: str
+
+
+def _motions(files: Files) -> list[_Motion]:
+    text = files["minutes_january_to_april.txt"] + files["minutes_may_to_august.txt"]
+    found = []
+    for line in text.splitlines():
+        asked = re.search(r"moved, and .*? seconded, that (the grant of )?(\d+) crowns ", line)
+        if not asked:
+            continue
+        project = _find(r" for the ([^.]+?)(?: be rescinded)?\. ", line)
+        against = _find(r"Against: ([^.]+)\.", line)
+        favour = _find(r"In favour: ([^.]+)\.", line)
+        outcome = _find(r"The motion was (carried|lost)\.$", line)
+        ayes, noes = (len(re.split(r", | and ", side[1])) for side in (favour, against))
+        assert (outcome[1] == "carried") == (ayes > noes)
+        found.append(
+            _Motion(project[1], int(asked[2]), bool(asked[1]), ayes > noes, against[1])
+        )  # fmt: skip
+    assert len(found) == 27
+    return found
+
+
+def _votes_against(files: Files) -> str:
+    carried = [motion for motion in _motions(files) if motion.carried]
+    return str(sum("Dorcas Pym" in motion.against for motion in carried))
+
+
+def _granted(files: Files) -> str:
+    grants: dict[str, int] = {}
+    for motion in _motions(files):
+        if motion.carried and motion.rescinds:
+            assert grants.pop(motion.project) == motion.crowns
+        elif motion.carried:
+            grants[motion.project] = motion.crowns
+    return str(sum(grants.values()))
+
+
+def _market_day(files: Files) -> str:
+    text = files["minutes_january_to_april.txt"] + files["minutes_may_to_august.txt"]
+    opened = "the new bridge was opened" in text
+    (rule,) = re.findall(
+        r"held on (\w+) until the new bridge is opened, and after that on (\w+)", text
+    )
+    return str(rule[1] if opened else rule[0])
+
+
+def _kinsman(files: Files) -> str:
+    assert "brother to the owner's wife left the room" in files["minutes_january_to_april.txt"]
+    gazette = files["ellerwick_gazette.txt"]
+    owner = _find(r"Mr (\w+), who owns the quarry", gazette)
+    bride = _find(rf"Mr \w+ {owner[1]} to Miss \w+ (\w+), of this town, with her brother", gazette)
+    votes = re.findall(r"In favour: ([^.]+)\.", files["minutes_january_to_april.txt"])
+    names = {name for vote in votes for name in re.split(r", | and ", vote)}
+    (full,) = (name for name in names if name.endswith(bride[1]))
+    return full
+
+
+def _mock_speaker(files: Files) -> str:
+    speeches = re.findall(
+        r'^M\w+ (\w+) said: "(.*)"$', files["ellerwick_gazette.txt"], re.MULTILINE
+    )
+    surname = _writer(dict(speeches), "twice the size")
+    return _find(rf"\b[A-Z]\w+ {surname}(?= moved|,)", files["minutes_january_to_april.txt"])[0]
+
+
+def _out_on_loan(files: Files) -> str:
+    out: set[str] = set()
+    for line in files["loan_book.txt"].splitlines():
+        if re.match(r"(?:[2-9]|\d\d) June 714|\d+ (?:July|August) 714", line):
+            break
+        number = re.search(r"No\. (\d+)", line)
+        if number and "is back from" in line:
+            out.remove(number[1])
+        elif number and "was refused" not in line:
+            assert number[1] not in out
+            out.add(number[1])
+    return str(len(out))
+
+
+def _insured(files: Files) -> str:
+    values = {
+        match[1]: int(match[2])
+        for match in re.finditer(r"^No\. (\d+)\b.*Ilse Corran.*insured at (\d+) marks",
+                                 files["register.txt"], re.MULTILINE)
+    }  # fmt: skip
+    reports = re.findall(
+        r"No\. (\d+) is to be insured at (\d+) marks", files["conservator_reports.txt"]
+    )
+    values.update({number: int(value) for number, value in reports if number in values})
+    return str(sum(values.values()))
+
+
+def _vane_year(files: Files) -> str:
+    last = re.findall(r"Report of .*", files["conservator_reports.txt"])[-1]
+    (year,) = re.findall(r"about (\d{3}) is right", last)
+    return str(year)
+
+
+def _mourner(files: Files) -> str:
+    return _writer(_signed(files["letters_to_the_museum.txt"]), "red mitten")
+
+
+def _threat(files: Files) -> str:
+    return _writer(_signed(files["letters_to_the_museum.txt"]), "such houses burn so easily")
+
+
+LONG_CONTEXT: Mapping[str, Callable[[Files], str]] = {
+    f"mini-long_context-{number:02d}": find
+    for number, find in enumerate(
+        (
+            _salt, _herring, _berth_dues, _guilty_master, _ironic, _order, _low_and_white, _grade,
+            _from_the_quarry, _neglectful, _snow_days, _differing_days, _compass, _leaver, _jealous,
+            _votes_against, _granted, _market_day, _kinsman, _mock_speaker, _out_on_loan, _insured,
+            _vane_year, _mourner, _threat,
+        ),
+        start=1,
+    )
+}  # fmt: skip

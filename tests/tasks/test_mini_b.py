@@ -9,20 +9,25 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
 
 from sandlot.core.types import Task
-from sandlot.scoring.choice import options_of
+from sandlot.scoring.base import Candidate
+from sandlot.scoring.choice import ChoiceScorer, options_of
 from sandlot.scoring.instructions import CHECKS, follows
+from sandlot.scoring.text import TextScorer
 from sandlot.tasks.base import LABELS
 
 from .mini_texts_b import TEXTS
-from .mini_truth_b import BIOMED, RECALL
+from .mini_truth_b import BIOMED, LONG_CONTEXT, RECALL
 
 FOLDER = files("sandlot.tasks") / "data" / "mini"
-DOMAINS = ("biomed", "instruct_follow")
+DOMAINS = ("biomed", "long_context", "instruct_follow")
+GENERATOR = Path(__file__).parents[2] / "scripts" / "make_mini_long_context.py"
 Item = dict[str, Any]
 
 
@@ -135,3 +140,38 @@ def test_instructions_have_one_to_three_checks_of_the_core() -> None:
     for item in items.values():
         assert 1 <= len(item["ground_truth"]) <= 3
         assert {check["id"] for check in item["ground_truth"]} <= CHECKS.keys()
+
+
+@pytest.mark.parametrize("name", LONG_CONTEXT)
+def test_a_long_context_truth_is_found_in_the_documents_alone(name: str) -> None:
+    item = _by_id("long_context")[name]
+    assert LONG_CONTEXT[name](item["input_files"]) == item["ground_truth"]
+
+
+async def test_answers_in_the_asked_form_score_one_where_right_and_nothing_where_wrong() -> None:
+    """Every other right answer of a domain stands in as a wrong one."""
+    for domain, scorer in (("biomed", ChoiceScorer()), ("long_context", TextScorer())):
+        truths = {item["ground_truth"] for item in ITEMS[domain]}
+        for item in ITEMS[domain]:
+            task = Task(item["id"], item["problem_statement"], target=item["ground_truth"])
+            for given in truths:
+                candidate = Candidate(task, f"It follows from the above.\n\nAnswer: {given}\n")
+                right = float(given == item["ground_truth"])
+                assert (await scorer.score(candidate)).value == right, (item["id"], given)
+
+
+def test_five_questions_share_each_set_of_two_to_eight_documents() -> None:
+    assert LONG_CONTEXT.keys() == _by_id("long_context").keys()
+    sets = Counter(item["document_set"] for item in ITEMS["long_context"])
+    assert list(sets.values()) == [5] * 5
+    for name in sets:
+        given = [i["input_files"] for i in ITEMS["long_context"] if i["document_set"] == name]
+        assert all(documents == given[0] for documents in given)
+        assert 2 <= len(given[0]) <= 8
+        assert 5_000 <= sum(map(len, given[0].values())) <= 60_000
+
+
+def test_the_generator_writes_the_shipped_long_context_file_again(tmp_path: Path) -> None:
+    run_path(str(GENERATOR))["main"](tmp_path / "again.jsonl")
+    shipped = (FOLDER / "long_context.jsonl").read_text(encoding="utf-8")
+    assert (tmp_path / "again.jsonl").read_text(encoding="utf-8") == shipped
