@@ -154,3 +154,21 @@ def test_a_large_run_is_computed_in_a_moment() -> None:
 def test_a_mean_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one item"):
         mean_of({})
+
+
+def test_an_interval_does_not_depend_on_how_its_clusters_are_drawn() -> None:
+    """Up to 256 clusters are drawn by bytes, more by choosing: the same spread comes of both."""
+    by_bytes = mean_of({f"{n:03d}": float(n % 5 < 2) for n in range(250)}).interval
+    chosen = mean_of({f"{n:03d}": float(n % 5 < 2) for n in range(260)}).interval
+    assert by_bytes is not None
+    assert chosen is not None
+    assert by_bytes.low == pytest.approx(chosen.low, abs=0.012)
+    assert by_bytes.high == pytest.approx(chosen.high, abs=0.012)
+
+
+def test_clusters_of_unequal_size_are_drawn_whole() -> None:
+    values = {f"{n}": float(n < 6) for n in range(9)}
+    clusters = {f"{n}": "large" for n in range(6)}
+    interval = mean_of(values, clusters=clusters).interval
+    assert interval is not None
+    assert (interval.low, interval.high) == (0.0, pytest.approx(18 / 19, abs=0.05))

@@ -13,8 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
@@ -23,7 +24,9 @@ Values = Mapping[str, float]
 
 DRAWS = 10_000
 _EXACT_FLIPS = 14  # 2 ** 14 sign patterns are fewer than the draws that would stand for them
+_BYTE, _FEW_KINDS = 256, 32
 _NORMAL = NormalDist()
+_BITS = bytes.maketrans(b"01", b"\x00\x01")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +185,49 @@ def _bootstrap(groups: Sequence[Sequence[float]], seed: int, draws: int) -> Inte
     if len(groups) < 2:
         return None
     rng = random.Random(seed)
-    sums = [(math.fsum(group), len(group)) for group in groups]
-    equal = len({size for _, size in sums}) == 1
-    means = []
-    for _ in range(draws):
-        drawn = rng.choices(sums, k=len(sums))
-        size = len(drawn) * sums[0][1] if equal else sum(size for _, size in drawn)
-        means.append(sum(total for total, _ in drawn) / size)
+    pairs = [(math.fsum(group), len(group)) for group in groups]
+    kinds = sorted(set(pairs))
+    if len(pairs) <= _BYTE and len(kinds) <= _FEW_KINDS:
+        means = list(_means_by_bytes(pairs, kinds, rng, draws))
+    elif len({size for _, size in pairs}) == 1:
+        totals, drawn = [total for total, _ in pairs], sum(size for _, size in pairs)
+        means = [sum(rng.choices(totals, k=len(totals))) / drawn for _ in range(draws)]
+    else:
+        means = [_mean_of_pairs(rng.choices(pairs, k=len(pairs))) for _ in range(draws)]
     means.sort()
     edge = int(draws * 0.025)
     return Interval(means[edge], means[draws - 1 - edge])
+
+
+def _means_by_bytes(
+    pairs: Sequence[tuple[float, int]],
+    kinds: Sequence[tuple[float, int]],
+    rng: random.Random,
+    draws: int,
+) -> Iterator[float]:
+    """Means of whole draws, by how many clusters of each kind are in them.
+
+    Clusters with the same total and size need not be told apart, and one random byte draws one of
+    up to 256 of them (bytes that would favour some are thrown away): ten times faster than
+    choosing from a list.
+    """
+    n, numbers = len(pairs), range(len(kinds))
+    code = {kind: number for number, kind in enumerate(kinds)}
+    table = bytes(code[pairs[byte % n]] for byte in range(_BYTE))
+    unfair = bytes(range(_BYTE // n * n, _BYTE))
+    totals, sizes = zip(*kinds, strict=True)
+    drawn, at = b"", 0
+    for _ in range(draws):
+        while len(drawn) < at + n:
+            drawn, at = drawn[at:] + rng.randbytes(64 * n).translate(table, unfair), 0
+        counts = [drawn.count(number, at, at + n) for number in numbers]
+        yield sum(map(mul, counts, totals)) / sum(map(mul, counts, sizes))
+        at += n
+
+
+def _mean_of_pairs(pairs: Sequence[tuple[float, int]]) -> float:
+    totals, sizes = zip(*pairs, strict=True)
+    return float(math.fsum(totals) / sum(sizes))
 
 
 def _mcnemar(better: int, worse: int) -> float:
@@ -213,7 +249,7 @@ def _sign_flips(
     changed = [value for value in sums if value]
     if not sums:
         return None, "none"
-    seen = abs(math.fsum(changed)) - 1e-12
+    seen = abs(math.fsum(changed)) - 1e-9
     if len(changed) <= _EXACT_FLIPS:
         signs = itertools.product((1, -1), repeat=len(changed))
         hits = sum(
@@ -222,9 +258,10 @@ def _sign_flips(
         return hits / 2 ** len(changed), "sign flips, exact"
     rng = random.Random(seed)
     hits = 0
+    whole, n = math.fsum(changed), len(changed)
     for _ in range(draws):
-        bits = rng.getrandbits(len(changed))
-        flipped = sum(v if bits >> n & 1 else -v for n, v in enumerate(changed))
+        kept = f"{rng.getrandbits(n):0{n}b}".encode().translate(_BITS)  # one byte a sign
+        flipped = 2 * sum(itertools.compress(changed, kept)) - whole
         hits += abs(flipped) >= seen
     return (hits + 1) / (draws + 1), "sign flips, drawn"
 

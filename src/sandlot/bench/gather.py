@@ -1,0 +1,237 @@
+"""What bench runs hold, laid out for comparison: for each arm and item, its tries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sandlot.bench.records import Episode, EpisodeRecord, ScoreRecord
+from sandlot.bench.store import BenchDirectory
+from sandlot.core.errors import RecordError
+
+NOT_RUN, NOT_SCORED = "not run", "not scored"
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One episode with its score. `reason` says why `value` is missing, where it is."""
+
+    record: EpisodeRecord
+    value: float | None
+    reason: str | None
+    no_answer: bool = False
+    reference: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One bench run as read. `scorers` names each set's scorer with its versions."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    tries: Mapping[Episode, Try]
+    scorers: Mapping[str, str]
+    dropped: Sequence[EpisodeRecord]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A problem, whatever the arm. `cluster` is unique over sets."""
+
+    key: str
+    task_set: str
+    id: str
+    domain: str | None = None
+    label: str | None = None
+    cluster: str | None = None
+    marks: tuple[str, ...] = ()
+
+
+def read_run(path: Path) -> Run:
+    """Read one run from its episodes and scores; no trajectory is opened.
+
+    Raises:
+        RecordError: no bench run is there, or one of its records is damaged.
+    """
+    directory = BenchDirectory.open(path)
+    records: dict[Episode, EpisodeRecord] = {}
+    dropped = []
+    for record in directory.attempts():
+        earlier = records.get(record.episode)
+        if earlier is not None:
+            dropped.append(earlier)
+        records[record.episode] = record
+    if not records:
+        raise RecordError(f"{path}: no episode has ended yet: there is nothing to report")
+    scores, scorers, notes = _chosen_scores(directory.all_scores())
+    tries = {episode: _try(record, scores.get(episode)) for episode, record in records.items()}
+    return Run(path.resolve().name, directory.manifest, tries, scorers, tuple(dropped), notes)
+
+
+def _chosen_scores(
+    records: Iterable[ScoreRecord],
+) -> tuple[dict[Episode, ScoreRecord], dict[str, str], tuple[str, ...]]:
+    """Each episode's last score by the scorer that its set was scored with last."""
+    by_scorer: dict[tuple[str, str], dict[Episode, ScoreRecord]] = {}
+    for record in records:
+        name = (record.episode.task_set, record.score.scorer)
+        latest = by_scorer.pop(name, {})
+        latest[record.episode] = record
+        by_scorer[name] = latest  # at the end: the scorer that was used last
+    chosen = dict(by_scorer.keys())
+    scores: dict[Episode, ScoreRecord] = {}
+    scorers = {}
+    notes = []
+    for task_set, scorer in chosen.items():
+        used = by_scorer[task_set, scorer]
+        scores.update(used)
+        versions = sorted({record.score.scorer_version for record in used.values()})
+        scorers[task_set] = f"{scorer} {', '.join(versions)}"
+        if len(versions) > 1:
+            notes.append(
+                f"{task_set}: scores by several versions of {scorer!r} ({', '.join(versions)}) "
+                "are mixed; score the run again"
+            )
+    for task_set, scorer in by_scorer:
+        if chosen[task_set] != scorer:
+            notes.append(f"{task_set}: scores by {scorer!r} are left out; a later scorer counts")
+    return scores, scorers, tuple(notes)
+
+
+def _try(record: EpisodeRecord, score: ScoreRecord | None) -> Try:
+    if record.failure is not None:
+        return Try(record, None, record.failure)
+    if score is None:
+        return Try(record, None, NOT_SCORED)
+    if score.score.value is None:
+        return Try(record, None, f"scorer: {score.score.missing or 'no reason given'}")
+    no_answer = bool(score.score.details.get("no_answer"))
+    return Try(record, score.score.value, None, no_answer, score.reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Runs joined. `tries` is arm to item key to the item's tries; `repeats` is by set."""
+
+    runs: tuple[Run, ...]
+    items: Mapping[str, Item]
+    tries: Mapping[str, Mapping[str, Sequence[Try]]]
+    repeats: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def sets(self) -> list[str]:
+        return list(dict.fromkeys(item.task_set for item in self.items.values()))
+
+    def keys(self, task_set: str | None) -> list[str]:
+        """The items of a set; of all where it is None."""
+        return [key for key, item in self.items.items() if task_set in (None, item.task_set)]
+
+    def values(self, arm: str, keys: Iterable[str]) -> dict[str, float]:
+        """Item to its score, repeats averaged; items without any score are left out."""
+        means = {}
+        tries = self.tries.get(arm, {})
+        for key in keys:
+            known = [each.value for each in tries.get(key, ()) if each.value is not None]
+            if known:
+                means[key] = sum(known) / len(known)
+        return means
+
+    def range_of(self, arm: str, key: str) -> tuple[float, float]:
+        """An item's score if each of its missing repeats had been worth 0, and 1."""
+        known = [
+            each.value for each in self.tries.get(arm, {}).get(key, ()) if each.value is not None
+        ]
+        planned = max(self.repeats[self.items[key].task_set], len(known))
+        return sum(known) / planned, (sum(known) + planned - len(known)) / planned
+
+    def missing(self, arm: str, keys: Iterable[str]) -> Counter[str]:
+        """Episodes without a score, by reason; those that never ended count as not run."""
+        reasons: Counter[str] = Counter()
+        for key in keys:
+            tries = self.tries.get(arm, {}).get(key, ())
+            reasons.update(each.reason for each in tries if each.reason is not None)
+            reasons[NOT_RUN] += max(0, self.repeats[self.items[key].task_set] - len(tries))
+        return +reasons
+
+    def clusters(self, keys: Iterable[str]) -> dict[str, str] | None:
+        """Item to its cluster, None where no item of them names one."""
+        named = {key: self.items[key].cluster for key in keys}
+        found = {key: cluster for key, cluster in named.items() if cluster is not None}
+        return found or None
+
+
+def join(runs: Sequence[Run]) -> Evidence:
+    """Lay several runs side by side: of other sets, or of other arms over the same items.
+
+    Raises:
+        RecordError: two runs hold the same episode.
+    """
+    owner: dict[Episode, str] = {}
+    items: dict[str, Item] = {}
+    tries: dict[str, dict[str, list[Try]]] = {}
+    repeats: Counter[str] = Counter()
+    for episode, each, run in _in_order(runs):
+        if owner.setdefault(episode, run.name) != run.name:
+            raise RecordError(
+                f"{owner[episode]} and {run.name} both hold {episode.stem}: two runs of the same "
+                "episodes are compared, not joined; use `sandlot compare`"
+            )
+        item = _merged(items.get(item_key(episode)), each.record)
+        items[item.key] = item
+        tries.setdefault(episode.arm, {}).setdefault(item.key, []).append(each)
+        repeats[episode.task_set] = max(repeats[episode.task_set], episode.repeat + 1)
+    for run in runs:
+        for task_set, planned in planned_repeats(run.manifest).items():
+            if task_set in repeats:
+                repeats[task_set] = max(repeats[task_set], planned)
+    notes = [note for run in runs for note in run.notes]
+    return Evidence(tuple(runs), items, tries, dict(repeats), tuple(notes))
+
+
+def item_key(episode: Episode) -> str:
+    return f"{episode.task_set}/{episode.item}"
+
+
+def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Episode, Try, Run]]:
+    """Sorted, so that a run that was interrupted reports as one that was not."""
+    for run in runs:
+        for episode in sorted(run.tries):
+            yield episode, run.tries[episode], run
+
+
+def _merged(item: Item | None, record: EpisodeRecord) -> Item:
+    """The item with this record's marks added."""
+    episode = record.episode
+    cluster = f"{episode.task_set}/{record.cluster}" if record.cluster is not None else None
+    marks = item.marks if item is not None else ()
+    return Item(
+        key=item_key(episode),
+        task_set=episode.task_set,
+        id=episode.item,
+        domain=record.domain,
+        label=record.label,
+        cluster=cluster,
+        marks=tuple(dict.fromkeys((*marks, *record.marks))),
+    )
+
+
+def planned_repeats(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Repeats by set where the manifest states them, else nothing."""
+    return {
+        str(row["name"]): row["repeats"]
+        for row in manifest_sets(manifest)
+        if "name" in row and isinstance(row.get("repeats"), int)
+    }
+
+
+def manifest_sets(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of the manifest that describe task sets, each with its name."""
+    sets = manifest.get("sets", ())
+    if isinstance(sets, Mapping):
+        return [{"name": name, **row} for name, row in sets.items() if isinstance(row, Mapping)]
+    return [row for row in sets if isinstance(row, Mapping)]
