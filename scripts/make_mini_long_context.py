@@ -285,8 +285,8 @@ def _harbour_slip(rng: random.Random, logged: Sequence[Arrival]) -> tuple[str, t
     wool = [one for one in logged if one.cargo == "wool"]
     struck = [salt[2], karsholm[-1]]
     says = [
-        f"Under {one.date} the {one.ship} is entered with {one.load}. She was entered twice over "
-        "that week; this entry is to be struck out."
+        f"Under {one.date} the {one.ship} is entered with {one.load}. She lay elsewhere that day; "
+        "the entry is to be struck out."
         for one in struck
     ]
     right = [one for one in logged if one not in struck]

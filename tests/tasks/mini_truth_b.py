@@ -273,7 +273,7 @@ def _landed(files: Files) -> list[tuple[str, str, int]]:
     }
     slip = re.compile(
         rf"Under (\d+ \w+) the ({ship}) is entered with (\d+) \w+ of ([a-z ]+)\. "
-        r"(?:(?P<out>She was entered twice)|The tally shows (?P<amount>\d+)"
+        r"(?:(?P<out>She lay elsewhere)|The tally shows (?P<amount>\d+)"
         r"|The goods were (?P<cargo>[a-z ]+),)"
     )
     for match in slip.finditer(files["correction_slip.txt"]):
