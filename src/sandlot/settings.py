@@ -174,6 +174,8 @@ SETTINGS: dict[str, _Setting] = {
     "max_turns": _Setting(_number(int, 1), 100),
     "max_tokens": _Setting(_optional(_number(int, 1))),
     "time_limit": _Setting(parse_duration),
+    "judge": _Setting(_text),
+    "prices": _Setting(_text),
     "runs": _Setting(_text, "runs"),
     "display": _Setting(_one_of("display", DISPLAYS), "auto"),
 }
@@ -224,6 +226,8 @@ class Settings:
     max_turns: int = 100
     max_tokens: int | None = None
     time_limit: float | None = None
+    judge: str | None = None
+    prices: str | None = None
     runs: str = "runs"
     display: str = "auto"
     cache_dir: Path = Path()

@@ -3,6 +3,7 @@
 ```text
 runs/…-math/
   run.toml                              the plan: sets with digests, arms, model, sampling, repeats
+  tasks.jsonl                           the problems without documents, for scoring again
   trajectories/SET.ITEM.ARM.K.jsonl     one rollout each, as `core.store` records it
   files/SET.ITEM.ARM.K/                 its collected files
   episodes.jsonl                        one `EpisodeRecord` for each finished attempt, appended
