@@ -49,6 +49,9 @@ def fetch(
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants  # the package loads its own parts at first use
+        import huggingface_hub.errors
+        import huggingface_hub.utils
     except ImportError as exc:
         raise MissingExtra(f"the data set {source.dataset} on the hub", "hub") from exc
     return _Fetch(huggingface_hub, source, cache, environ, progress).copy()
@@ -118,15 +121,28 @@ class _Fetch:
 
     def _cached(self) -> HubCopy | None:
         """What the cache holds of the revision; None where a part of the split is missing."""
-        try:
-            folder = Path(self._library.snapshot_download(**self._where, local_files_only=True))
-        except (OSError, ValueError):
+        folder = self._snapshot()
+        if folder is None:
             return None
         names = sorted(
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         )
         chosen = split_files(names, self._patterns(folder / _CARD))
         return self._made(folder, chosen) if chosen and not _torn(chosen) else None
+
+    def _snapshot(self) -> Path | None:
+        """The revision's folder in the cache.
+
+        Looked up here, by the layout that the hub documents for all its libraries: the library's
+        own look-up refuses a snapshot that lacks other files of the data set.
+        """
+        home = self._where["cache_dir"] / f"datasets--{self._dataset.replace('/', '--')}"
+        try:
+            commit = (home / "refs" / self._revision).read_text("ascii").strip()
+        except (OSError, ValueError):
+            commit = self._revision
+        folder: Path = home / "snapshots" / commit
+        return folder if folder.is_dir() else None
 
     def _downloaded(self) -> HubCopy:
         api = self._library.HfApi(endpoint=self._where["endpoint"], token=self._where["token"])
