@@ -18,6 +18,8 @@ CHILD = """
 import os, sys, time
 from sandlot.scoring.child import limited, serve
 
+pytestmark = pytest.mark.slow
+
 def answer(question):
     what = question["do"]
     print("a library talks")

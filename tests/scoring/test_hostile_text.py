@@ -19,6 +19,8 @@ from sandlot.scoring.quantities import read_quantity
 from sandlot.scoring.text import agrees, rouge_l
 from sandlot.scoring.verdict import read_verdict
 
+pytestmark = pytest.mark.slow
+
 PIECES = (
     "A", "b", "I ", "answer", " is ", ": ", "(", ")", "{", "}", "\\boxed{", "\\text{", "\\frac",
     "^", "10^", "1", "23", "4.5", ",", "-", "%", "$", "**", "\n", " or ", " and ", "not ", "so ",

@@ -17,6 +17,8 @@ from sandlot.scoring.base import Candidate, ScoringTools
 from sandlot.scoring.ifbench import IFBenchScorer
 from sandlot.scoring.ifbench_child import variants
 
+pytestmark = pytest.mark.slow
+
 REGISTRY = """
 class _Check:
     def __init__(self, name): self.name = name

@@ -15,6 +15,8 @@ from sandlot.scoring import math as scoring_math
 from sandlot.scoring.base import Candidate, ScoringTools
 from sandlot.scoring.math import MathScorer, compare_here, to_tex
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def scorer(tools: ScoringTools) -> AsyncIterator[MathScorer]:

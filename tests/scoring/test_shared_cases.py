@@ -16,6 +16,8 @@ from sandlot.core.types import Task
 from sandlot.scoring.base import Candidate, Scorer, ScoringTools
 from sandlot.scoring.registry import load_scorer
 
+pytestmark = pytest.mark.slow
+
 NEEDED = 0.97
 SLOWEST_S = 5.0
 
