@@ -20,6 +20,7 @@ from sandlot.bench.gather import Evidence, Item, Run, Try, join, manifest_sets, 
 from sandlot.bench.stats import Difference, Mean, holm, mean_of, paired
 from sandlot.core.codec import from_json, to_json
 from sandlot.core.errors import RecordError
+from sandlot.tasks.base import LABELS
 
 VERSION = 1
 HEAD, COMPUTER = "llm", "sandbox"
@@ -282,11 +283,11 @@ def _pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
     """Each arm against the model's head, and the sandbox against each arm that lacks something."""
     pairs = [(HEAD, arm) for arm in arms if arm != HEAD and HEAD in arms]
     if COMPUTER in arms:
-        pairs += [(arm, COMPUTER) for arm in arms if _lacks(arm) is not None]
+        pairs += [(arm, COMPUTER) for arm in arms if lacks(arm) is not None]
     return pairs
 
 
-def _lacks(arm: str) -> str | None:
+def lacks(arm: str) -> str | None:
     """What an arm has less than the sandbox arm: a capability, or its documents as files."""
     known = ARMS.get(arm)
     if known is None or known.mode != "sandbox" or arm == COMPUTER:
@@ -425,7 +426,7 @@ def _comparison(evidence: Evidence, first: str, second: str, keys: Sequence[str]
     return Comparison(
         first=first,
         second=second,
-        takes=_lacks(first) if second == COMPUTER else None,
+        takes=lacks(first) if second == COMPUTER else None,
         difference=difference,
         adjusted_p=None,
         bounds=_difference_bounds(evidence, first, second, keys),
@@ -477,10 +478,14 @@ def _labels(
     for item in items:
         if item.label is not None:
             groups.setdefault(item.label, []).append(item.key)
-    for label in sorted(groups):
+    for label in sorted(groups, key=_label_rank):
         keys = groups[label]
         known = all(arm in evidence.tries for arm in main)
         yield LabelGain(label, len(keys), _difference(evidence, *main, keys) if known else None)
+
+
+def _label_rank(label: str) -> tuple[int, str]:
+    return (LABELS.index(label) if label in LABELS else len(LABELS), label)
 
 
 def _with_holm(sections: Sequence[Section], pairs: Sequence[tuple[str, str]]) -> list[Section]:
@@ -563,7 +568,7 @@ def _notes(evidence: Evidence, arms: Sequence[str]) -> Iterable[str]:
         if absent:
             yield f"{run.name}: nothing has ended yet in {', '.join(sorted(absent))}"
     for arm in arms:
-        if _lacks(arm) and ARMS[arm].takes and not any(arm in _controls(r) for r in evidence.runs):
+        if lacks(arm) and ARMS[arm].takes and not any(arm in _controls(r) for r in evidence.runs):
             yield f"{arm}: the run records no positive control that shows that the ablation bites"
 
 

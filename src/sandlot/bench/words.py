@@ -56,16 +56,34 @@ def score(mean: Mean | None) -> str:
     """A mean with its interval and the number of items it stands on."""
     if mean is None:
         return "no score"
-    inner = (
-        f" ({percent(mean.interval.low)} to {percent(mean.interval.high)})" if mean.interval else ""
-    )
-    return f"{percent(mean.value)}{inner}, n={mean.items}"
+    return f"{percent(mean.value)}{_around(mean.interval)}, n={mean.items}"
+
+
+def _around(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    if interval.low == interval.high:
+        return " (all alike)"
+    return f" ({percent(interval.low)} to {percent(interval.high)})"
 
 
 def difference(found: Difference | None) -> str:
     if found is None:
         return "no item in common"
-    return f"{points(found.value)} ({between(found.interval)}), n={found.items}"
+    return f"{points(found.value)} ({spread(found)}), n={found.items}"
+
+
+def spread(found: Difference) -> str:
+    """The interval; where nothing changed, how rare a change may still be.
+
+    A bootstrap of equal values has no width and would read as certainty. Source of the bound: the
+    exact binomial one, near 3/n (Hanley and Lippman-Hand 1983).
+    """
+    if found.interval is not None and found.interval.low == found.interval.high:
+        if found.better == found.worse == 0:
+            return f"none changed, so below ±{100 * (1 - 0.05 ** (1 / found.clusters)):.0f}"
+        return "all changed alike"
+    return between(found.interval)
 
 
 def clear(found: Difference | None) -> bool:
@@ -140,7 +158,7 @@ def headline(report: Report) -> Headline:
     return Headline(
         verdict=_verdict(found.difference, second),
         figure=points(found.difference.value),
-        interval=between(found.difference.interval),
+        interval=spread(found.difference),
         sentences=tuple(sentences),
     )
 
@@ -175,9 +193,9 @@ def _chance_sentence(found: Difference) -> str:
     smallest = f"{100 * found.smallest:.1f}" if found.smallest else UNKNOWN
     power = f"This many problems show a true gain of {smallest} points or more in 4 of 5 such runs"
     if found.p_value is None:
-        return f"The 95 % interval is {between(found.interval)} points. {power}."
+        return f"The 95 % interval is {spread(found)} points. {power}."
     return (
-        f"The 95 % interval is {between(found.interval)} points; if the change made no "
+        f"The 95 % interval is {spread(found)} points; if the change made no "
         f"difference, chance alone would give one this large {_how_often(found.p_value)} "
         f"({found.test}, p {_equals(found.p_value)}). {power}."
     )
@@ -210,8 +228,8 @@ def _attribution_sentences(section: Section) -> list[str]:
     bought = [each for each in found if _lost(each.difference)]
     if not bought:
         return ["No single capability's share can be told from chance in this run."]
-    parts = [f"{CAPABILITY[str(c.takes)]} ({difference(c.difference)})" for c in bought]
-    return [f"Taking it away costs most: {'; then '.join(parts)}."]
+    parts = [f"{CAPABILITY[str(c.takes)]} {difference(c.difference)}" for c in bought]
+    return [f"Points lost where one capability is taken away: {'; '.join(parts)}."]
 
 
 def _lost(found: Difference | None) -> bool:
