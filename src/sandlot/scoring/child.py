@@ -23,15 +23,21 @@ class OutOfCpu(BaseException):
     """The item used up its processor time. No Exception, so that no library swallows it."""
 
 
-def serve(prepare: Callable[[], tuple[Mapping[str, Any], Answer]]) -> None:
+def serve(
+    prepare: Callable[[], tuple[Mapping[str, Any], Answer]],
+    *,
+    memory_limit: int = resource.RLIMIT_AS,
+) -> None:
     """Say what `prepare` found, then answer line by line until the channel closes.
 
     What a library prints goes nowhere: the channel is a copy of standard output, made before.
+    `memory_limit` is the limit that `MEMORY_BYTES` is set on: a browser reserves address space
+    far beyond what it uses, so its helper counts written memory (`RLIMIT_DATA`) instead.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _end_with_the_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(memory_limit, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.set_int_max_str_digits(100_000)
     try:
