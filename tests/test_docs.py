@@ -77,6 +77,8 @@ def parsed(words: list[str]) -> None:
         if not nested:
             return
         words = [*context._protected_args, *context.args]
+        if not words and getattr(command, "invoke_without_command", False):
+            return
         assert words[0] in nested, f"no command {words[0]!r}"
         command, words = nested[words[0]], words[1:]
 
