@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from sandlot import __version__
-from sandlot.cli import bench, doctor, export, image, run, score, shell, tasks, upkeep
+from sandlot.cli import bench, doctor, export, image, replay, run, score, shell, tasks, upkeep
 from sandlot.cli.outcome import BUG, INTERRUPTED, Interrupted, code_of_error, say
 from sandlot.core.errors import SandlotError
 
@@ -60,6 +60,7 @@ app.command("bench")(bench.bench)
 app.command("score")(score.score)
 app.command("shell")(shell.shell)
 app.command("export")(export.export)
+app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 app.add_typer(image.app, name="image")
 app.add_typer(tasks.app, name="tasks")
