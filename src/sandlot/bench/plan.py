@@ -14,7 +14,7 @@ from typing import Any
 from sandlot.agent.budget import Budget
 from sandlot.agent.prompts import Profile, digest
 from sandlot.api import policy_of
-from sandlot.bench.arms import Arm, profile_of
+from sandlot.bench.arms import REFERENCE, Arm, profile_of
 from sandlot.bench.meters import Price
 from sandlot.bench.records import Episode
 from sandlot.bench.stats import smallest_gain
@@ -323,22 +323,25 @@ class Estimate:
 def estimate(plan: BenchPlan, conditions: Mapping[tuple[str, str], Condition]) -> list[Estimate]:
     """A row for each set and arm. Rough on purpose: before a run nobody knows a model's turns."""
     return [
-        _estimate(plan, loaded, conditions[loaded.row.name, arm.name])
+        _estimate(
+            plan,
+            loaded,
+            arm.name,
+            # a voting arm takes by definition what the sandbox arm takes
+            conditions[loaded.row.name, REFERENCE if arm.votes else arm.name],
+        )
         for loaded in plan.sets
         for arm in plan.arms
     ]
 
 
-def _estimate(plan: BenchPlan, loaded: LoadedSet, condition: Condition) -> Estimate:
+def _estimate(plan: BenchPlan, loaded: LoadedSet, arm: str, condition: Condition) -> Estimate:
     tasks, repeats = _tasks(plan, loaded), plan.repeats or loaded.row.repeats
     pairs = [_expected(condition, task) for task in tasks]
-    if condition.arm.votes:  # by definition what the sandbox arm takes
-        twin = replace(condition, arm=_sandbox_like(condition.arm))
-        pairs = [_expected(twin, task) for task in tasks]
     prompt, completion = (repeats * sum(pair[n] for pair in pairs) for n in (0, 1))
     return Estimate(
         loaded.row.name,
-        condition.arm.name,
+        arm,
         len(tasks),
         repeats,
         len(tasks) * repeats,
@@ -347,10 +350,6 @@ def _estimate(plan: BenchPlan, loaded: LoadedSet, condition: Condition) -> Estim
         _cost(prompt, completion, plan.price),
         smallest_gain(len(tasks), _SPREAD) if tasks else 0.0,
     )
-
-
-def _sandbox_like(arm: Arm) -> Arm:
-    return replace(arm, mode="sandbox", documents="files", votes=False)
 
 
 def _expected(condition: Condition, task: Task) -> tuple[int, int]:
