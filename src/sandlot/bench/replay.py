@@ -305,14 +305,15 @@ def _results(turns: Sequence[Turn]) -> Iterator[ToolResult]:
 def _before(record: Path, turn: int) -> list[JsonObject]:
     """The lines of a record that tell what was said and done before a turn."""
     kept: list[JsonObject] = []
+    beyond = False
     for entry in read_jsonl(record):
         event = decode_event(entry)
         if isinstance(event, RolloutContinued) and event.how == "restart":
-            kept = kept[:1]
+            kept, beyond = kept[:1], False
         elif isinstance(event, ReplyReceived) and event.turn.index >= turn:
-            break
+            beyond = True  # a new start may still follow, after which turns count anew
         elif isinstance(event, RolloutStarted | MessageAdded | ReplyReceived | ToolFinished):
-            kept.append(entry)
+            kept += () if beyond else (entry,)
     return kept
 
 
