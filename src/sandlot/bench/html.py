@@ -26,12 +26,13 @@ from sandlot.bench.report import (
 )
 from sandlot.bench.stats import Difference
 
-_FLIPS_SHOWN = 300
+_FLIPS_SHOWN, _FLIPS_OPEN = 300, 60
 _TURNS_SHOWN = 30
 # Controls, and marks that reorder what stands around them: shown as a replacement character.
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
+_UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=(?:s|min|h|%|points)\b|%)"), "\u00a0"
 _UNITS = {
     "turns": words.amount,
     "tool_calls": words.amount,
@@ -117,7 +118,7 @@ def _top(report: Report) -> str:
             f'<p class="figure-large"><strong>{text(top.figure)}</strong> points'
             f"<span>95 % interval: {text(top.interval)}</span></p>"
         )
-    sentences = "".join(f"<p>{text(sentence)}</p>" for sentence in top.sentences)
+    sentences = "".join(f"<p>{_UNIT.sub(_NO_BREAK, text(each))}</p>" for each in top.sentences)
     notes = "".join(f'<p class="warning">{text(note)}</p>' for note in report.notes)
     return (
         f'<header><p class="kicker">What did the computer buy?</p><h1>{text(top.verdict)}</h1>'
@@ -318,7 +319,7 @@ def _scores(report: Report) -> str:
             _name_of(section),
             f"{section.items} problems",
             tuple(_score_span(report, arm) for arm in section.arms if arm.score is not None),
-            " · ".join(words.percent(arm.score.value) for arm in section.arms if arm.score),
+            _score_text(report, section),
             strong=section is report.overall,
         )
         for section in _with_all(report)
@@ -331,6 +332,12 @@ def _scores(report: Report) -> str:
         "problems: read differences above.",
         _legend(report, report.arms) + plot + _details("As a table", _score_table(report)),
     )
+
+
+def _score_text(report: Report, section: Section) -> str:
+    shown = report.main or report.arms
+    means = [arm.score for arm in section.arms if arm.arm in shown]
+    return " → ".join(words.percent(mean.value if mean else None) for mean in means)
 
 
 def _score_span(report: Report, arm: ArmReport) -> Span:
@@ -392,7 +399,8 @@ def _flips(report: Report) -> str:
         "Problems that changed hands",
         f"{won} won and {len(report.flips) - won} lost by {second} against {first}, with the "
         "answers as the models left them (cut where long).",
-        f"<details open><summary>{len(report.flips)} problems</summary>{table}{more}</details>",
+        f"<details{' open' if len(shown) <= _FLIPS_OPEN else ''}><summary>{len(report.flips)} "
+        f"problems</summary>{table}{more}</details>",
     )
 
 
@@ -414,11 +422,12 @@ def _answer_cell(score: float, answer: str | None) -> str:
 
 
 def _tokens(report: Report) -> str:
+    shown = report.main or report.arms
     dots: dict[tuple[str, str], Dot] = {}
     for section in report.sets:
         for arm in section.arms:
             tokens = words.billed(arm)
-            if arm.score is not None and tokens:
+            if arm.arm in shown and arm.score is not None and tokens:
                 label = section.name if arm.arm == (report.main or ("", ""))[1] else ""
                 title = f"{section.name}, {arm.arm}: {words.amount(tokens)} tokens, "
                 dots[section.name, arm.arm] = Dot(
@@ -457,11 +466,11 @@ def _turns(report: Report) -> str:
     bins = min(_TURNS_SHOWN, max(int(n) for arm in arms for n in arm.use.turn_counts))
     peak = max(_highest_bar(arm.use.turn_counts, bins) for arm in arms)
     strips = "".join(
-        f"<h3>{text(arm.arm)} <small>mean {words.amount(arm.use.meters['turns'].mean)}, median "
-        f"{words.amount(arm.use.meters['turns'].median)}, n = {arm.ended}</small></h3>"
+        f"<div><h3>{text(arm.arm)}<br><small>{_turn_figures(arm)}</small></h3>"
         + plots.histogram(
             arm.use.turn_counts, _css(report, arm.arm), bins, f"turns of {arm.arm}", peak
         )
+        + "</div>"
         for arm in arms
     )
     stops = _table(
@@ -476,6 +485,11 @@ def _turns(report: Report) -> str:
         "How many replies of the model a rollout took, as the share of rollouts.",
         f'<div class="strips">{strips}</div>' + _details("Why they stopped", stops),
     )
+
+
+def _turn_figures(arm: ArmReport) -> str:
+    turns = arm.use.meters["turns"]
+    return f"mean {words.amount(turns.mean)}, median {words.amount(turns.median)}, n = {arm.ended}"
 
 
 def _highest_bar(counts: Mapping[str, int], bins: int) -> float:

@@ -90,8 +90,8 @@ def intervals(
         for x, text in grid
     )
     foot = (
-        f'<div class="row axis"><div class="label"></div><svg class="track" height="20" '
-        f'aria-hidden="true">{axis}</svg><div class="text"></div></div>'
+        '<div class="row axis"><div class="label"></div><div class="track"><svg height="20" '
+        f'aria-hidden="true">{axis}</svg></div><div class="text"></div></div>'
     )
     return f'<div class="forest">{lines}{foot}<p class="axis-name">{escape(caption)}</p></div>'
 
@@ -115,8 +115,8 @@ def _interval_row(row: Row, scale: Scale, grid: Sequence[tuple[float, str]], zer
     css = "row strong" if row.strong else "row"
     return (
         f'<div class="{css}"><div class="label">{escape(row.label)}{note}</div>'
-        f'<svg class="track" style="min-height:{height}px" role="img" '
-        f'aria-label="{escape(f"{row.label}: {row.text}")}">{lines}{marks}</svg>'
+        f'<div class="track" style="min-height:{height}px"><svg role="img" '
+        f'aria-label="{escape(f"{row.label}: {row.text}")}">{lines}{marks}</svg></div>'
         f'<div class="text">{escape(row.text)}</div></div>'
     )
 
@@ -224,22 +224,63 @@ def scatter(
         parts.append(
             f'<line x1="{x1:.2f}%" y1="{y1:.1f}" x2="{x2:.2f}%" y2="{y2:.1f}" class="link"/>'
         )
+    taken = [_Box.around(_inset(across.at(dot.x)), down(dot.y)) for dot in dots]
     for dot in dots:
         x, y = _inset(across.at(dot.x)), down(dot.y)
-        name = (
-            f'<text x="{x:.2f}%" y="{y:.1f}" dx="9" dy="4" class="name">{escape(dot.text)}</text>'
-            if dot.text
-            else ""
-        )
         parts.append(
             f'<g class="{dot.css}"><title>{escape(dot.title)}</title>'
-            f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="5.5"/>{name}</g>'
+            f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="5.5"/>{_dot_name(dot, x, y, taken)}</g>'
         )
     label = f"{y_name} against {x_name}"
     return (
         f'<p class="axis-name start">{escape(y_name)}</p><svg class="scatter" height="{height}" '
         f'role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
         f'<p class="axis-name">{escape(x_name)}</p>'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """Where something stands: percent across, pixels down."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    @classmethod
+    def around(cls, x: float, y: float) -> _Box:
+        return cls(x - 1, x + 1, y - 6, y + 6)
+
+    def meets(self, other: _Box) -> bool:
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+
+def _dot_name(dot: Dot, x: float, y: float, taken: list[_Box]) -> str:
+    """The name beside a dot, on the first side where nothing is in its way."""
+    if not dot.text:
+        return ""
+    wide = 0.8 * len(dot.text)  # about 12 px letters on a page 62 rem wide
+    half = wide / 2
+    places = (
+        (_Box(x + 1, x + 1 + wide, y - 6, y + 6), "start", 9, 4),
+        (_Box(x - 1 - wide, x - 1, y - 6, y + 6), "end", -9, 4),
+        (_Box(x - half, x + half, y - 20, y - 7), "middle", 0, -10),
+        (_Box(x - half, x + half, y + 7, y + 20), "middle", 0, 18),
+    )
+    free = [
+        place
+        for place in places
+        if place[0].left >= 0
+        and place[0].right <= 100
+        and not any(place[0].meets(other) for other in taken)
+    ]
+    box, anchor, dx, dy = (free or places)[0]
+    taken.append(box)
+    return (
+        f'<text x="{x:.2f}%" y="{y:.1f}" dx="{dx}" dy="{dy}" text-anchor="{anchor}" '
+        f'class="name">{escape(dot.text)}</text>'
     )
 
 

@@ -124,7 +124,7 @@ def _write_episode(
             label=label,
             cluster=f"document-{number // 3}" if domain.name == "long_context" else None,
             domain=domain.name,
-            restarted=int(rng.random() < 0.01),
+            restarted=int(rng.random() < 0.01 and episode.arm != "llm"),
         )
     )
     if not failed:
