@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sandlot.core.codec import to_json
 from sandlot.core.errors import InputError, MissingExtra
 from sandlot.core.types import Task
 from sandlot.tasks.base import Source, TaskSet
 from sandlot.tasks.harbor import load_harbor
-from sandlot.tasks.loaders import digest_of, guess_scorer, load_tasks
-from sandlot.tasks.readers import read_rows
+from sandlot.tasks.loaders import ALIASES, digest_of, guess_scorer, load_tasks
+from sandlot.tasks.readers import Row, read_rows
 from sandlot.tasks.truth import wrong_truth
 
 TEXT = TaskSet("own", "general", Source("file", path="rows.jsonl"), "text")
@@ -183,6 +186,9 @@ def test_parquet_without_its_library_names_the_extra(
         (GOOD | {"id": "b", "input_files": {"a/../../x": ""}}, "leads out of the input folder"),
         (GOOD | {"id": "b", "input_files": {"d": "\ud800"}}, "is not text (a lone surrogate at"),
         ({"id": "b", "input": [{"role": "system"}], "target": "x"}, "one message of the user"),
+        (GOOD | {"id": "\ud800"}, "field 'id' is not text (a lone surrogate at character 0)"),
+        (GOOD | {"id": "b", "problem_statement": "x\udfff"}, "is not text (a lone surrogate at"),
+        ("[" * 100_000, "not JSON that can be read (nested too deeply)"),
         ("{not json", "not JSON (Expecting property name"),
         ("[1, 2]", "expected an object with fields, found list"),
     ],
@@ -258,6 +264,33 @@ def test_a_missing_cluster_field_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path, GOOD | {"subject": "x"}, GOOD | {"id": "b"})
     text = said(path, replace(TEXT, cluster="subject"))
     assert text.startswith("rows.jsonl:2: field 'subject' is missing, by which")
+
+
+FIELDS = sorted({"domain", "choices", "metadata", *(n for ns in ALIASES.values() for n in ns)})
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("math"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), ANYTHING), max_size=3),
+    scorer=st.sampled_from(["text", "choice", "instructions", "ifbench", "files"]),
+)
+def test_rows_of_any_content_load_or_are_named(rows: list[dict[str, Any]], scorer: str) -> None:
+    row = replace(TEXT, scorer=scorer)
+    rows = [{"prompt": "p", "answer": "A", "id": n, **one} for n, one in enumerate(rows)]
+    guess_scorer(rows)
+    try:
+        tasks = load_tasks([Row(f"rows:{n}", one) for n, one in enumerate(rows, 1)], row)
+    except InputError:
+        pass
+    else:
+        assert len(tasks) == len(rows)
+        assert digest_of(row, tasks)
+        for task in tasks:
+            json.dumps(to_json(task), ensure_ascii=False)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,13 @@ def test_a_group_of_ones_own_may_name_shipped_sets_and_files(tmp_path: Path) -> 
     assert [loaded.row.name for loaded in sets] == ["own", "mini-math"]
 
 
+def test_a_group_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('members = ["two.toml", "mini-math"]\n')
+    (tmp_path / "two.toml").write_text('members = ["one.toml"]\n')
+    with pytest.raises(ConfigError, match="group that holds itself"):
+        members_of(str(tmp_path / "one.toml"))
+
+
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
@@ -169,6 +176,9 @@ def test_a_group_of_ones_own_may_name_shipped_sets_and_files(tmp_path: Path) -> 
         ("source = 3\n", r"own\.toml:1: field 'source' must be a table, found 3"),
         ("name = 'a/b'\n" + MINIMAL, r"own\.toml:1: the name 'a/b' goes into names of files"),
         (MINIMAL + "[limits]\nmemroy = '1GiB'\n", r"own\.toml:8: limit 'memroy' .*mean 'memory'"),
+        (MINIMAL + "options = { feilds = 1 }\n", r"own\.toml:7: option 'feilds' .*mean 'fields'"),
+        (MINIMAL + "[source.options]\nfields = 1\n", r"own\.toml:7: option 'fields' must be a tab"),
+        (MINIMAL + 'options = { ids = "x" }\n', r"option 'ids' must be \"number\", found 'x'"),
         ("= 1", r"own\.toml: not valid TOML: .*line 1"),
     ],
 )

@@ -141,7 +141,17 @@ def _id(fields: Mapping[str, Any], name: str | None, row: TaskSet, number: int) 
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise _Problem(f"field {name!r} must be a text or a whole number, found {value!r}")
-    return str(value)
+    return _encodable(name, str(value))
+
+
+def _encodable(name: str, text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise _Problem(
+            f"field {name!r} is not text (a lone surrogate at character {exc.start})"
+        ) from exc
+    return text
 
 
 def _prompt(fields: Mapping[str, Any], name: str | None, names: Mapping[str, str]) -> str:
@@ -152,6 +162,7 @@ def _prompt(fields: Mapping[str, Any], name: str | None, names: Mapping[str, str
         value = _only_user_message(name, value)
     if not isinstance(value, str) or not value.strip():
         raise _Problem(f"field {name!r} must be a text that is not empty, found {value!r:.80}")
+    _encodable(name, value)
     choices = fields.get("choices")
     if not isinstance(choices, list) or not choices:
         return value

@@ -92,6 +92,8 @@ def _parsed(place: str, line: bytes) -> Row:
         return Row(place, None, f"not UTF-8 text ({exc.reason} at byte {exc.start})")
     except ValueError as exc:
         return Row(place, None, f"not JSON ({exc})")
+    except RecursionError:
+        return Row(place, None, "not JSON that can be read (nested too deeply)")
     return _as_row(place, fields)
 
 
@@ -106,7 +108,7 @@ def _json(path: Path, row_bytes: int) -> Iterator[Row]:
     text = _text_of(path)
     try:
         value = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InputError(f"{path}: not JSON ({exc})") from exc
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -38,11 +38,22 @@ def load_row(name_or_path: str) -> TaskSet:
 
 
 def members_of(name_or_path: str) -> tuple[str, ...]:
-    """What `load_set` can be called with: the members of a group, or the set itself."""
+    """What `load_set` can be called with: the members of a group, or the set itself.
+
+    Raises:
+        ConfigError: a group that holds itself; else as of `load_row`.
+    """
+    return tuple(dict.fromkeys(_members(name_or_path, ())))
+
+
+def _members(name_or_path: str, above: tuple[str, ...]) -> Iterator[str]:
     found = _find(name_or_path)
+    if name_or_path in above:
+        raise ConfigError(f"task set {found.row.name!r} is a group that holds itself")
     if not found.row.members:
-        return (name_or_path,)
-    return tuple(inner for one in found.row.members for inner in members_of(found.member(one)))
+        yield name_or_path
+    for one in found.row.members:
+        yield from _members(found.member(one), (*above, name_or_path))
 
 
 def load_sets(

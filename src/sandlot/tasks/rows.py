@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ def read_row(path: Path) -> TaskSet:
     return _RowFile(path, text).row(table)
 
 
+def _names_fields(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        part in ("id", "prompt", "target", "files") and isinstance(name, str)
+        for part, name in value.items()
+    )
+
+
+_OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "fields": ("a table that names the fields of id, prompt, target or files", _names_fields),
+    "ids": ('"number"', lambda value: value == "number"),
+    "items": ("a whole number", lambda value: type(value) is int),
+}
+
+
 class _RowFile:
     """One file's text, so that what is wrong can be named with its line."""
 
@@ -84,7 +98,18 @@ class _RowFile:
             place = self._place("source", "kind")
             raise ConfigError(f"{place}: {unknown_name('kind of source', kind, _KINDS)}")
         self._require(values, _KINDS[kind], section="source")
+        if kind != "generator":  # which checks its own
+            self._check_options(values.get("options", {}))
         return Source(**values)
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        for name, value in options.items():
+            place = self._place("source", "options")
+            if name not in _OPTIONS:
+                raise ConfigError(f"{place}: {unknown_name('option', name, _OPTIONS)}")
+            wanted, fits = _OPTIONS[name]
+            if not fits(value):
+                raise ConfigError(f"{place}: option {name!r} must be {wanted}, found {value!r}")
 
     def _checked(
         self, table: Mapping[str, Any], known: set[str], section: str | None
@@ -150,7 +175,8 @@ class _RowFile:
             header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)
             if header:
                 current = header[1].strip("\"'")
-                if section is None and current.split(".")[0] == name:
+                named = name if section is None else f"{section}.{name}"
+                if current == named or (section is None and current.split(".")[0] == name):
                     return f"{self._path}:{number}"
             inline = section is not None and re.match(rf"\s*{re.escape(section)}\s*=", line)
             field = re.match(rf"\s*[\"']?{re.escape(name)}[\"']?\s*[=.]", line)
