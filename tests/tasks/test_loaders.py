@@ -235,6 +235,8 @@ def test_json_rows_are_named_by_line_and_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([GOOD, {"id": "b"}], indent=2))
     assert said(path).startswith("rows.json:7 (row 2): field 'problem_statement' is missing")
+    path.write_text(json.dumps({"tags": ["x", "y"], "data": [GOOD, {"id": "b"}]}, indent=2))
+    assert said(path).startswith("rows.json:12 (row 2): field 'problem_statement' is missing")
     path.write_text(json.dumps({"rows": []}))
     assert "expected a list of rows" in said(path)
     path.write_text("[")

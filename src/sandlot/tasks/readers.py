@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +111,16 @@ def _json(path: Path, row_bytes: int) -> Iterator[Row]:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
         raise InputError(f"{path}: not JSON ({exc})") from exc
+    start = text.find("[")
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
+        opening = re.search(r'"data"\s*:\s*\[', text)
+        start = opening.end() - 1 if opening else -1
     if not isinstance(value, list):
         raise InputError(
             f'{path}: expected a list of rows, or {{"data": [rows]}}, found {type(value).__name__}'
         )
-    lines = _lines_of_items(text)
+    lines = _lines_of_items(text, start + 1)
     for number, fields in enumerate(value, 1):
         line = f":{lines[number - 1]}" if len(lines) == len(value) else ""
         yield _as_row(f"{path.name}{line} (row {number})", fields)
@@ -131,10 +135,9 @@ def _text_of(path: Path) -> str:
         ) from exc
 
 
-def _lines_of_items(text: str) -> list[int]:
-    """The line where each item of the first list begins; empty where the text is laid out oddly."""
+def _lines_of_items(text: str, at: int) -> list[int]:
+    """The line where each item of the list that opens before `at` begins; empty without a list."""
     decoder = json.JSONDecoder()
-    at = text.find("[") + 1
     lines: list[int] = []
     line = text.count("\n", 0, at) + 1
     while at:
