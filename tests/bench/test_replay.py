@@ -266,3 +266,85 @@ def test_a_branch_and_its_model_are_asked_for_together(command: Command) -> None
     assert (far.exit_code, "has turns 0 to 3" in far.stderr) == (2, True)
     single = command("replay", "last", "--episode", "a")
     assert (single.exit_code, "is a single run" in single.stderr) == (2, True)
+
+
+# Episodes of a bench run.
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A bench run of one problem in two arms, in the folder `runs`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs = ["--runs", str(tmp_path / "runs"), "--display", "none"]
+
+    def invoke(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, *runs])
+
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "prompt": "How many?", "answer": "42"}\n')
+    row = 'name = "q"\ndomain = "math"\nscorer = "text"\n'
+    row += '[source]\nkind = "file"\npath = "q.jsonl"\n'
+    (tmp_path / "q.toml").write_text(row)
+    (tmp_path / "llm.jsonl").write_text('{"text": "42"}\n')
+    write_script(tmp_path / "sandbox.jsonl", "a")
+    words = ("-m", "scripted:{arm}.jsonl", "--backend", "fake", "--image", "host")
+    done = invoke("bench", "q.toml", *words)
+    assert done.exit_code == 0, done.output
+    return invoke
+
+
+def told_of_another_arm(directory: RunDirectory, arm: str) -> str:
+    """Have the run say that its sandbox episode was one of another arm; its name."""
+    old, new = "q.a.sandbox.0", f"q.a.{arm}.0"
+    episodes = directory.path / "episodes.jsonl"
+    lines = episodes.read_text().splitlines()
+    (line,) = [line for line in lines if '"arm":"sandbox"' in line]
+    episodes.write_text("\n".join([*lines, line.replace('"sandbox"', f'"{arm}"', 1), ""]))
+    folder = directory.path / "trajectories"
+    (folder / f"{new}.jsonl").write_bytes((folder / f"{old}.jsonl").read_bytes())
+    return new
+
+
+def test_an_episode_is_repeated(bench: Command) -> None:
+    done = bench("replay", "last", "--episode", "q.a.sandbox.0")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "the same: 3 calls in 2 turns\n"
+
+
+def test_an_episode_is_repeated_with_the_tools_of_its_arm(bench: Command, tmp_path: Path) -> None:
+    name = told_of_another_arm(newest(tmp_path), "sandbox-no-exec")
+    done = bench("replay", "last", "--episode", name)
+    assert done.exit_code == 1
+    assert "+Error: there is no tool 'execute_bash'" in done.stdout
+    refused = bench("replay", "last", "--episode", name, "--from", "0", "-m", "scripted:llm.jsonl")
+    assert (refused.exit_code, "an arm with fewer tools" in refused.stderr) == (2, True)
+
+
+def test_an_episode_that_cannot_be_repeated_is_named(bench: Command) -> None:
+    told = {
+        (): "name one of its episodes",
+        ("--episode", "q.b.sandbox.0"): "has no episode 'q.b.sandbox.0' (it has 2: q.a.llm.0",
+        ("--episode", "q.a.llm.0"): "there are no commands to repeat",
+    }
+    for words, message in told.items():
+        done = bench("replay", "last", *words)
+        assert (done.exit_code, message in done.stderr) == (2, True), done.output
+
+
+def test_an_episode_can_be_branched_from_in_a_run_of_its_own(
+    bench: Command, tmp_path: Path
+) -> None:
+    write_script(tmp_path / "other.jsonl", "d")
+    words = ("--episode", "q.a.sandbox.0", "--from", "1", "-m", "scripted:other.jsonl")
+    done = bench("replay", "last", *words)
+    assert done.exit_code == 0, done.output
+    new = newest(tmp_path)
+    assert "bench" not in new.manifest
+    assert new.manifest["profile"]["name"] == "benchmark"
+    trajectory = new.trajectory()
+    assert trajectory.metadata["branched_from"] == "q.a.sandbox.0"
+    assert trajectory.metadata["arm"] == "sandbox"
+    assert [turn.tool_results[0].call.arguments for turn in trajectory.turns[:2]] == [
+        '{"command": "a"}',
+        '{"command": "d"}',
+    ]

@@ -226,8 +226,14 @@ def scene_of_episode(
     plan = BenchPlan(sets=(LoadedSet(row, (), ""),), arms=(arm,), settings=settings)
     condition = conditions_of(plan, environ)[row.name, arm.name]
     tools = tools_of(arm, condition.profile, row, scratch / "forgetting.state")
-    trajectory = bench.trajectory(episode)
-    return Scene(trajectory, condition.settings, condition.policy, condition.profile, tuple(tools))
+    return Scene(
+        bench.trajectory(episode),
+        condition.settings,
+        condition.policy,
+        condition.profile,
+        tuple(tools),
+        whole=arm.tools is None and not arm.forgets,
+    )
 
 
 def _episode(bench: BenchDirectory, stem: str) -> Episode:

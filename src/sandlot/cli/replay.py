@@ -62,6 +62,8 @@ def replay(
             from sandlot.bench.replay import check_branch
 
             check_branch(scene.trajectory, turn)
+            if not scene.whole:
+                raise ConfigError("an episode of an arm with fewer tools cannot be branched from")
         done = drive(lambda: scene.replay(os.environ, say, until=turn)) if turn != 0 else None
     if turn is None or (done is not None and done.difference is not None):
         assert done is not None
@@ -135,8 +137,6 @@ def _branch(
     from sandlot.bench.replay import branch
     from sandlot.cli.run import perform
 
-    if not scene.whole:
-        raise ConfigError("an episode of an arm with fewer tools cannot be branched from")
     settings = replace(scene.settings, model=str(arguments["model"]), profile=scene.profile.name)
     directory = branch(
         scene.trajectory,
