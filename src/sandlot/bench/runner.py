@@ -53,9 +53,11 @@ from sandlot.core.errors import (
     RecordError,
     SandboxUnavailable,
     SandlotError,
+    unknown_name,
 )
 from sandlot.core.events import Event, ReplyReceived, RolloutContinued
 from sandlot.core.redact import Redactor
+from sandlot.core.store import slugify
 from sandlot.core.types import StopReason, Task, Trajectory
 from sandlot.models.base import Model
 from sandlot.scoring.base import ScoringTools
@@ -72,6 +74,8 @@ CONTINUED_AFTER = ("model_error", "deadline", "cancelled")
 
 FINAL = ("input_error", "config_error")
 """Failures that another attempt would only repeat."""
+
+EXECUTORS = ("local", "ray")
 
 _IN_A_ROW = 20
 _TICK_S = 1.0
@@ -248,7 +252,7 @@ def _secrets(
 
 
 def _new_directory(plan: BenchPlan, clock: Callable[[], float]) -> BenchDirectory:
-    name = plan.name or " ".join(loaded.row.name for loaded in plan.sets)
+    name = slugify(plan.name or " ".join(loaded.row.name for loaded in plan.sets), 24)
     arms = [arm.name for arm in plan.arms]
     mode = "both" if arms == ["llm", "sandbox"] else arms[0] if len(arms) == 1 else "arms"
     now = datetime.fromtimestamp(clock()).astimezone()
@@ -353,10 +357,15 @@ class _Grounds:
         async def preflight(conditions: Sequence[Condition]) -> dict[str, Any]:
             return await _bring_up(conditions, self.environ, self.note)
 
-        if plan.executor != "local":
-            raise ConfigError(f"executor {plan.executor!r} is not known (have: local)")
         models = models_of_settings()
         models.check(plan.settings)
+        if plan.executor == "ray":
+            from sandlot.bench.ray_executor import RayExecutor
+
+            spread = RayExecutor(redactor, self.clock)
+            return Ground(spread, grader, controls, preflight, self.clock)
+        if plan.executor != "local":
+            raise unknown_name("executor", plan.executor, EXECUTORS)
         executor = LocalExecutor(models, open_box, redactor, self.clock)
         return Ground(executor, grader, controls, preflight, self.clock)
 

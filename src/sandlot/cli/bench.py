@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sandlot.cli import options
-from sandlot.cli.outcome import drive, say
+from sandlot.cli.outcome import Interrupted, drive, say
 from sandlot.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def bench(
         bool, typer.Option(help="The published package's score beside ours, where installed.")
     ] = True,
     executor: Annotated[
-        str, typer.Option("--executor", metavar="NAME", help="Where episodes run.")
+        str, typer.Option("--executor", metavar="NAME", help="local, or ray: over a cluster.")
     ] = "local",
     network: options.Network = None,
     private_hosts: options.PrivateHosts = None,
@@ -176,6 +176,7 @@ def _plan(
         retry=tuple(word.strip() for word in (values["retry"] or "").split(",") if word.strip()),
         force=values["force"],
         executor=values["executor"],
+        name=before.get("name") or " ".join(Path(word).stem for word in words),
         words=tuple(map(_lasting, words)),
     )
 
@@ -213,43 +214,51 @@ def perform(plan: BenchPlan, old: BenchDirectory | None, *, as_json: bool) -> No
 
     view = choose_bar(plan.settings.display)
     last: list[Progress] = []
+    where: list[BenchDirectory] = []
 
     def progress(state: Progress) -> None:
         last[:] = [state]
         view.show(state)
 
     def opened(directory: BenchDirectory) -> None:
+        where.append(directory)
         view.note(f"run: {directory.path}")
 
     watch = BenchWatch(view.note, progress, opened)
     try:
         directory = drive(lambda: run_bench(plan, watch, resume=old))
+    except Interrupted:
+        view.close()
+        for begun in where:
+            say(f"everything finished is kept; go on with: sandlot bench --resume {begun.path}")
+        raise
     finally:
         view.close()
-    show_end(directory, last[0], as_json=as_json)
+    show_end(directory, last[0], plan.settings.display, as_json=as_json)
     scored = sum(arm.scored for arm in last[0].arms.values())
     if scored < last[0].total:
         raise typer.Exit(1)
 
 
-def show_end(directory: BenchDirectory, state: Progress, *, as_json: bool) -> None:
-    if as_json:
-        arms = {name: {"mean": a.mean, "scored": a.scored} for name, a in state.arms.items()}
-        shown = {
-            "directory": str(directory.path),
-            "done": state.done,
-            "total": state.total,
-            "failed": state.failed,
-            "arms": arms,
-            "tokens": state.tokens,
-            "cost_usd": state.cost_usd,
-        }
-        print(json.dumps(shown))
+def show_end(directory: BenchDirectory, state: Progress, display: str, *, as_json: bool) -> None:
+    """The report, beside the records and here; as JSON only what the run came to."""
+    from sandlot.cli.report import report
+
+    if not as_json:
+        report([directory.path], display=display)
+        print(f"run: {directory.path}")
         return
-    for name, arm in state.arms.items():
-        mean = "no score" if arm.mean is None else f"{arm.mean:.3f}"
-        print(f"{name:24} {mean:>9}  ({arm.scored} scored)")
-    print(f"{state.done} of {state.total} episodes done, {state.failed} failed; {directory.path}")
+    arms = {name: {"mean": arm.mean, "scored": arm.scored} for name, arm in state.arms.items()}
+    shown = {
+        "directory": str(directory.path),
+        "done": state.done,
+        "total": state.total,
+        "failed": state.failed,
+        "arms": arms,
+        "tokens": state.tokens,
+        "cost_usd": state.cost_usd,
+    }
+    print(json.dumps(shown))
 
 
 # Before a run.
