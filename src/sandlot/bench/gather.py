@@ -11,6 +11,7 @@ from typing import Any
 from sandlot.bench.records import Episode, EpisodeRecord, ScoreRecord
 from sandlot.bench.store import BenchDirectory
 from sandlot.core.errors import RecordError
+from sandlot.core.types import Task
 
 NOT_RUN, NOT_SCORED = "not run", "not scored"
 
@@ -35,6 +36,7 @@ class Run:
     tries: Mapping[Episode, Try]
     scorers: Mapping[str, str]
     dropped: Sequence[EpisodeRecord]
+    planned: Mapping[tuple[str, str], Task]
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +71,8 @@ def read_run(path: Path) -> Run:
         raise RecordError(f"{path}: no episode has ended yet: there is nothing to report")
     scores, scorers, notes = _chosen_scores(directory.all_scores())
     tries = {episode: _try(record, scores.get(episode)) for episode, record in records.items()}
-    return Run(path.resolve().name, directory.manifest, tries, scorers, tuple(dropped), notes)
+    name, planned = path.resolve().name, directory.tasks()
+    return Run(name, directory.manifest, tries, scorers, tuple(dropped), planned, notes)
 
 
 def _chosen_scores(
@@ -131,6 +134,12 @@ class Evidence:
         """The items of a set; of all where it is None."""
         return [key for key, item in self.items.items() if task_set in (None, item.task_set)]
 
+    def begun(self, arm: str, keys: Iterable[str]) -> list[str]:
+        """The items of those sets in which the arm has ended anything."""
+        tries = self.tries.get(arm, {})
+        sets = {self.items[key].task_set for key in tries}
+        return [key for key in keys if self.items[key].task_set in sets]
+
     def values(self, arm: str, keys: Iterable[str]) -> dict[str, float]:
         """Item to its score, repeats averaged; items without any score are left out."""
         means = {}
@@ -186,6 +195,10 @@ def join(runs: Sequence[Run]) -> Evidence:
         tries.setdefault(episode.arm, {}).setdefault(item.key, []).append(each)
         repeats[episode.task_set] = max(repeats[episode.task_set], episode.repeat + 1)
     for run in runs:
+        for (task_set, _), task in run.planned.items():
+            item = _never_run(task_set, task)
+            items.setdefault(item.key, item)
+            repeats.setdefault(task_set, 1)
         for task_set, planned in planned_repeats(run.manifest).items():
             if task_set in repeats:
                 repeats[task_set] = max(repeats[task_set], planned)
@@ -220,18 +233,27 @@ def _merged(item: Item | None, record: EpisodeRecord) -> Item:
     )
 
 
+def _never_run(task_set: str, task: Task) -> Item:
+    """An item of the plan as its task describes it: counted as missing if nothing ran it."""
+    key, label = f"{task_set}/{task.id}", task.metadata.get("label")
+    return Item(key, task_set, task.id, task.domain, label if isinstance(label, str) else None)
+
+
 def planned_repeats(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Repeats by set where the manifest states them, else nothing."""
-    return {
-        str(row["name"]): row["repeats"]
-        for row in manifest_sets(manifest)
-        if "name" in row and isinstance(row.get("repeats"), int)
-    }
+    asked = manifest.get("repeats")
+    found = {}
+    for name, entry in manifest_sets(manifest).items():
+        row = entry.get("row", {})
+        repeats = asked if asked is not None else row.get("repeats")
+        if isinstance(repeats, int):
+            found[name] = repeats
+    return found
 
 
-def manifest_sets(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of the manifest that describe task sets, each with its name."""
-    sets = manifest.get("sets", ())
-    if isinstance(sets, Mapping):
-        return [{"name": name, **row} for name, row in sets.items() if isinstance(row, Mapping)]
-    return [row for row in sets if isinstance(row, Mapping)]
+def manifest_sets(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What the manifest records of each task set, by name."""
+    sets = manifest.get("sets", {})
+    if not isinstance(sets, Mapping):
+        return {}
+    return {name: entry for name, entry in sets.items() if isinstance(entry, Mapping)}

@@ -13,6 +13,7 @@ from typing import Any
 
 from sandlot.bench import plots, words
 from sandlot.bench.arms import ARMS
+from sandlot.bench.gather import manifest_sets
 from sandlot.bench.plots import Dot, Row, Scale, Span
 from sandlot.bench.report import (
     CAPABILITIES,
@@ -21,6 +22,7 @@ from sandlot.bench.report import (
     Flip,
     LabelGain,
     Report,
+    RunInfo,
     Section,
     lacks,
 )
@@ -32,6 +34,7 @@ _TURNS_SHOWN = 30
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
+_SET_COLUMNS = ("task set", "items", "scorer", "source", "licence", "digest")
 _UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=(?:s|min|h|%|points)\b|%)"), "\u00a0"
 _UNITS = {
     "turns": words.amount,
@@ -100,6 +103,7 @@ def _parts(report: Report) -> Iterable[str]:
     yield _costs(report)
     yield _uncertainty(report)
     yield _marks(report)
+    yield _paper(report)
     yield _protocol(report)
 
 
@@ -257,9 +261,11 @@ def _control(report: Report, arm: str) -> str:
     found = report.controls.get(arm)
     if found is None:
         return "no positive control was recorded"
-    if isinstance(found, Mapping):
-        return "; ".join(f"{key}: {value}" for key, value in found.items())
-    return str(found)
+    verdict = "it bites" if found.get("bites") else "IT DOES NOT BITE"
+    return (
+        f"{verdict}. {found.get('act', 'The forbidden act')}: without the ablation, "
+        f"“{found.get('without', words.UNKNOWN)}”; under it, “{found.get('under', words.UNKNOWN)}”."
+    )
 
 
 def _attribution_table(report: Report, found: Sequence[Comparison]) -> str:
@@ -641,16 +647,53 @@ def _marks(report: Report) -> str:
     )
 
 
+def _paper(report: Report) -> str:
+    from sandlot.bench.paper import beside
+
+    told = "".join(f"<li>{text(line.strip())}</li>" for line in beside(report))
+    if not told:
+        return ""
+    return _section(
+        "Beside the paper",
+        "Published differences with the grade of their evidence, ours, and every difference in "
+        "how they were come by.",
+        f"<ul>{told}</ul>",
+    )
+
+
 def _protocol(report: Report) -> str:
-    tables = []
-    for run in report.runs:
-        rows = [*_flat(run.manifest), *((f"scorer of {k}", v) for k, v in run.scorers.items())]
-        tables.append(f"<h3>{text(run.name)}</h3>{_table(('', ''), rows)}")
+    parts = [
+        f"<h3>{text(run.name)}</h3>{_table(('', ''), [*_chosen(run.manifest)])}"
+        f"{_table(_SET_COLUMNS, [*_set_rows(run)])}"
+        f"{_details('The whole manifest', _table(('', ''), [*_flat(run.manifest)]))}"
+        for run in report.runs
+    ]
     return _section(
         "Protocol",
         "The run as its manifest records it: model, sampling, arms, task sets with digests.",
-        "".join(tables),
+        "".join(parts),
     )
+
+
+def _chosen(manifest: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """What decides a run, in a few lines."""
+    for name in ("model", "created", "seed", "repeats", "limit", "judge", "executor", "backend"):
+        if manifest.get(name) is not None:
+            yield name, str(manifest[name])
+    yield "arms", ", ".join(manifest.get("arms", ()))
+    for part in ("sampling", "versions"):
+        table = manifest.get(part)
+        if isinstance(table, Mapping):
+            yield part, ", ".join(f"{key} {value}" for key, value in _flat(table))
+
+
+def _set_rows(run: RunInfo) -> Iterable[tuple[str, ...]]:
+    for name, entry in manifest_sets(run.manifest).items():
+        row = entry.get("row", {})
+        source = ", ".join(f"{key} {value}" for key, value in _flat(row.get("source", {})))
+        scorer = run.scorers.get(name, "nothing scored")
+        licence = row.get("licence") or words.UNKNOWN
+        yield name, str(entry.get("items", "")), scorer, source, licence, str(entry.get("digest"))
 
 
 def _flat(table: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:

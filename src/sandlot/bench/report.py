@@ -198,7 +198,7 @@ class Report:
     sets: tuple[Section, ...]
     flips: tuple[Flip, ...]
     marks: Mapping[str, tuple[str, ...]]
-    controls: Mapping[str, Any]
+    controls: Mapping[str, Mapping[str, Any]]
     notes: tuple[str, ...]
 
 
@@ -217,16 +217,15 @@ def report_of(evidence: Evidence) -> Report:
     arms = _ordered(evidence.tries)
     pairs = _pairs(arms)
     main = _main_pair(pairs)
-    overall = _section(evidence, None, arms, pairs, main)
-    sets = [_section(evidence, name, arms, pairs, main) for name in evidence.sets]
+    overall, sets = sections_of(evidence, arms, pairs)
     return Report(
         version=VERSION,
-        runs=tuple(_run_info(run) for run in evidence.runs),
+        runs=tuple(run_info(run) for run in evidence.runs),
         arms=tuple(arms),
         main=main,
         overall=overall,
-        sets=tuple(_with_holm(sets, pairs)),
-        flips=tuple(_flips(evidence, main)) if main else (),
+        sets=tuple(sets),
+        flips=tuple(flips_of(evidence, main)) if main else (),
         marks={key: item.marks for key, item in evidence.items.items() if item.marks},
         controls={k: v for run in evidence.runs for k, v in _controls(run).items()},
         notes=(*evidence.notes, *_notes(evidence, arms)),
@@ -235,7 +234,7 @@ def report_of(evidence: Evidence) -> Report:
 
 def to_document(report: Report) -> dict[str, Any]:
     """The report as JSON values, floats rounded to six digits after the point."""
-    document = _rounded(to_json(report))
+    document = rounded(to_json(report))
     assert isinstance(document, dict)
     return document
 
@@ -254,9 +253,14 @@ def from_document(document: Mapping[str, Any]) -> Report:
     return from_json(Report, document)
 
 
+def document_text(report: Report) -> str:
+    """`report.json` as text."""
+    return json.dumps(to_document(report), ensure_ascii=False, indent=1) + "\n"
+
+
 def write_report(report: Report, path: Path) -> None:
     """Write `report.json` in one step."""
-    write_text(path, json.dumps(to_document(report), ensure_ascii=False, indent=1) + "\n")
+    write_text(path, document_text(report))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -299,6 +303,16 @@ def _main_pair(pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
     return (HEAD, COMPUTER) if (HEAD, COMPUTER) in pairs else next(iter(pairs), None)
 
 
+def sections_of(
+    evidence: Evidence, arms: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> tuple[Section, list[Section]]:
+    """All items together, and each set with its tests adjusted over the sets."""
+    main = _main_pair(pairs)
+    overall = _section(evidence, None, arms, pairs, main)
+    sets = [_section(evidence, name, arms, pairs, main) for name in evidence.sets]
+    return overall, _with_holm(sets, pairs)
+
+
 def _section(
     evidence: Evidence,
     name: str | None,
@@ -334,6 +348,7 @@ def _scorer(evidence: Evidence, name: str | None) -> str | None:
 
 
 def _arm(evidence: Evidence, arm: str, keys: Sequence[str]) -> ArmReport:
+    keys = evidence.begun(arm, keys)
     by_item = evidence.tries[arm]
     tries = [each for key in keys for each in by_item.get(key, ())]
     values = evidence.values(arm, keys)
@@ -421,6 +436,7 @@ def _tally(values: Sequence[float | None]) -> Tally:
 
 
 def _comparison(evidence: Evidence, first: str, second: str, keys: Sequence[str]) -> Comparison:
+    keys = evidence.begun(first, evidence.begun(second, keys))
     unmarked = [key for key in keys if not evidence.items[key].marks]
     difference = _difference(evidence, first, second, keys)
     return Comparison(
@@ -512,7 +528,7 @@ def _p_value(comparison: Comparison | None) -> float | None:
     return comparison.difference.p_value
 
 
-def _flips(evidence: Evidence, main: tuple[str, str]) -> Iterable[Flip]:
+def flips_of(evidence: Evidence, main: tuple[str, str]) -> Iterable[Flip]:
     """Won first, then lost, in the order of the items."""
     first, second = main
     keys = list(evidence.items)
@@ -539,7 +555,7 @@ def _answer(tries: Sequence[Try], longest: int = 400) -> str | None:
     return f"{answer[: longest // 2]} … {answer[-longest // 2 :]}"
 
 
-def _run_info(run: Run) -> RunInfo:
+def run_info(run: Run) -> RunInfo:
     costs = [each.meters.cost_usd for each in run.dropped if each.meters.cost_usd is not None]
     return RunInfo(
         name=run.name,
@@ -550,10 +566,10 @@ def _run_info(run: Run) -> RunInfo:
     )
 
 
-def _controls(run: Run) -> Mapping[str, Any]:
+def _controls(run: Run) -> dict[str, Mapping[str, Any]]:
     """The evidence of the ablations' positive controls, by arm, as the runner recorded it."""
-    found = run.manifest.get("controls", {})
-    return found if isinstance(found, Mapping) else {}
+    found = run.manifest.get("controls", ())
+    return {str(each["arm"]): each for each in found if isinstance(each, Mapping) and "arm" in each}
 
 
 def _notes(evidence: Evidence, arms: Sequence[str]) -> Iterable[str]:
@@ -564,7 +580,8 @@ def _notes(evidence: Evidence, arms: Sequence[str]) -> Iterable[str]:
             "a difference between arms may be one between models"
         )
     for run in evidence.runs:
-        absent = {str(row.get("name")) for row in manifest_sets(run.manifest)} - set(evidence.sets)
+        begun = {episode.task_set for episode in run.tries}
+        absent = manifest_sets(run.manifest).keys() - begun
         if absent:
             yield f"{run.name}: nothing has ended yet in {', '.join(sorted(absent))}"
     for arm in arms:
@@ -572,9 +589,10 @@ def _notes(evidence: Evidence, arms: Sequence[str]) -> Iterable[str]:
             yield f"{arm}: the run records no positive control that shows that the ablation bites"
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A JSON value with its floats at six digits after the point."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value

@@ -13,14 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sandlot.bench.arms import ARMS as KNOWN_ARMS
 from sandlot.bench.records import Episode, EpisodeRecord, Meters, ScoreRecord
 from sandlot.bench.store import BenchDirectory
+from sandlot.core.codec import to_json
 from sandlot.core.redact import Redactor
-from sandlot.core.types import Score, StopReason
-from sandlot.tasks.base import LABELS
+from sandlot.core.types import Score, StopReason, Task
+from sandlot.tasks.base import LABELS, Source, TaskSet
 
 ARMS = ("llm", "sandbox", "sandbox-no-network", "sandbox-no-exec", "sandbox-no-files")
 _LACKING = {"sandbox-no-network": "external", "sandbox-no-exec": "computation"}
+_ACTS = {
+    "sandbox-no-network": "a request through the proxy",
+    "sandbox-no-exec": "a call of the shell",
+    "sandbox-no-files": "a file of an earlier call",
+}
 _WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -64,11 +71,12 @@ def write_sample(
     """Write a run of six sets with `items` problems each. `lift` is added to every chance."""
     directory = BenchDirectory.create(parent, "sample", _WHEN).writing(Redactor())
     directory.write_manifest(_manifest(items, repeats, arms, seed, model))
+    directory.write_tasks(_tasks(items))
     for domain in _DOMAINS:
         for number in range(items):
             for arm in arms:
                 for repeat in range(repeats):
-                    episode = Episode(domain.name, f"{domain.name}-{number:03d}", arm, repeat)
+                    episode = Episode(domain.name, _id(domain, number), arm, repeat)
                     _write_episode(directory, domain, number, episode, seed, lift)
     directory.close()
     return directory
@@ -79,19 +87,47 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "model": model,
-        "sampling": {"temperature": 0.7, "top_p": 0.95, "seed": seed},
-        "arms": list(arms),
+        "seed": seed,
         "repeats": repeats,
+        "sampling": {"temperature": 0.7, "top_p": 0.95},
+        "arms": {name: to_json(KNOWN_ARMS[name]) for name in arms},
         "sets": {
-            domain.name: {"items": items, "repeats": repeats, "digest": f"{n:064x}"}
+            domain.name: {"digest": f"{n:064x}", "items": items, "row": to_json(_row(domain))}
             for n, domain in enumerate(_DOMAINS)
         },
-        "controls": {
-            "sandbox-no-network": "the index that `sandbox` reached was refused: bites",
-            "sandbox-no-exec": "execute_bash is not offered and a call of it is refused: bites",
-            "sandbox-no-files": "a file written by one call was gone at the next: bites",
-        },
+        "controls": [
+            {"arm": name, "act": act, "without": "done", "under": "refused", "bites": True}
+            for name, act in _ACTS.items()
+            if name in arms
+        ],
     }
+
+
+def _row(domain: _Domain) -> TaskSet:
+    source = Source("generator", options={"invented": True})
+    return TaskSet(domain.name, domain.name, source, scorer="text")
+
+
+def _tasks(items: int) -> dict[tuple[str, str], Task]:
+    return {
+        (domain.name, _id(domain, number)): Task(
+            _id(domain, number),
+            f"An invented problem whose answer is {_truth(number)}.",
+            target=_truth(number),
+            domain=domain.name,
+            metadata={"label": LABELS[number % len(LABELS)]},
+        )
+        for domain in _DOMAINS
+        for number in range(items)
+    }
+
+
+def _id(domain: _Domain, number: int) -> str:
+    return f"{domain.name}-{number:03d}"
+
+
+def _truth(number: int) -> str:
+    return str(number * 7)
 
 
 def _write_episode(
@@ -109,7 +145,7 @@ def _write_episode(
     failed = rng.random() < 0.012 and episode.arm != "llm"
     chance = _chance(domain, episode.arm, label) + lift + rng.gauss(0, 0.08)
     right = hardness < chance
-    answer = f"{number * 7}" if right else rng.choice([f"{number * 7 + 1}", "<b>none</b> of these"])
+    answer = _truth(number) if right else rng.choice([f"{number * 7 + 1}", "<b>none</b> of these"])
     directory.add_episode(
         EpisodeRecord(
             episode=episode,

@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from sandlot import __version__
-from sandlot.cli import bench, doctor, export, image, replay, run, score, shell, tasks, upkeep
+from sandlot.cli import (
+    bench,
+    compare,
+    doctor,
+    export,
+    image,
+    replay,
+    report,
+    run,
+    score,
+    shell,
+    tasks,
+    upkeep,
+)
 from sandlot.cli.outcome import BUG, INTERRUPTED, Interrupted, code_of_error, say
 from sandlot.core.errors import SandlotError
 
@@ -58,6 +71,8 @@ app.command("run")(run.run)
 app.command("continue")(run.continue_)
 app.command("bench")(bench.bench)
 app.command("score")(score.score)
+app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("shell")(shell.shell)
 app.command("export")(export.export)
 app.command("replay")(replay.replay)

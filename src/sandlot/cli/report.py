@@ -53,8 +53,12 @@ def report(
         say(f"written: {html}")
     if bundle is not None:
         from sandlot.bench.bundle import write_bundle
+        from sandlot.bench.html import page
+        from sandlot.bench.report import document_text
 
-        digest = write_bundle(directories, bundle)
+        members = {"report.json": document_text(found), "report.html": page(found)}
+        encoded = {name: text.encode("utf-8", "replace") for name, text in members.items()}
+        digest = write_bundle(directories, bundle, encoded)
         say(f"written: {bundle} (sha256 {digest})")
     if as_json:
         print(json.dumps(to_document(found), ensure_ascii=False))
@@ -63,9 +67,11 @@ def report(
 
 
 def show(found: Report, display: str | None) -> None:
+    from sandlot.bench.paper import beside
     from sandlot.bench.terminal import summary, tables
 
-    print_tables(summary(found), [*tables(found)], [*found.notes], display)
+    notes = [*found.notes, *beside(found)]
+    print_tables(summary(found), tables(found), notes, display)
 
 
 def print_tables(
@@ -90,7 +96,7 @@ def print_tables(
     else:
         print(plain(harmless))
     for note in notes:
-        print(clean(f"Note: {note}"))
+        print(clean(f"Note: {note.strip()}"))
 
 
 def _write_page(found: Report, path: Path) -> None:
