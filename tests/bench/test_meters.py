@@ -187,7 +187,7 @@ def test_a_turn_shows_what_all_its_calls_show_and_text_alone_shows_nothing() -> 
 
 def test_a_shell_text_is_read_as_its_commands() -> None:
     text = "a 'b c' > out 2>&1 | /bin/g -x && (h; ! i) & cat <<E | j\nbody; k\nE\nl # m"
-    found = list(commands_of(text))
+    found = commands_of(text)
     assert [command.name for command in found] == ["a", "g", "h", "i", "cat", "j", "l"]
     assert found[0].arguments == ("b c",)
     assert found[0].targets == ("out",)
@@ -196,7 +196,7 @@ def test_a_shell_text_is_read_as_its_commands() -> None:
 
 
 def test_a_shift_operator_is_no_here_document() -> None:
-    found = list(commands_of('python3 -c "print(1 << n)"; ls'))
+    found = commands_of('python3 -c "print(1 << n)"; ls')
     assert [command.name for command in found] == ["python3", "ls"]
 
 
@@ -326,3 +326,26 @@ def test_an_install_that_failed_or_a_module_that_is_not_found_is_no_use() -> Non
     worked = turn_of(bash("pip install qrcode"), "")
     assert measure(trajectory_of(worked, missing)).installed_and_used == ()
     assert measure(trajectory_of(worked, use)).installed_and_used == ("qrcode",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat <<E\n" * 2000,
+        '"$(' * 2000,
+        '"' + "$(" * 5000 + '"',
+        "bash -c " * 2000,
+        "a|" * 5000,
+        "'" * 5001,
+        "\\" * 5001,
+        "python3 -c '" + "(" * 5000 + "'",
+        "python3 <<E\n" + "-" * 20_000 + "1\nE",
+        "python3 <<E\nprint('\\d')\nE",
+        "\x000\x00 \x00",
+        "\udcff\ud800",
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_no_text_stops_the_count(text: str) -> None:
+    turns = (turn_of(bash(text), "x"), turn_of(edit("create", "/a.py", file_text=text), "y"))
+    assert measure(trajectory_of(*turns)).turns == 2

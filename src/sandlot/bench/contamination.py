@@ -169,26 +169,25 @@ def _had_contact(egress: Iterable[EgressRecord], turn: int | None) -> bool:
 
 
 class _Given:
-    """All text that the model had or wrote itself, normalised; input files are read when asked."""
+    """All text that the model had or wrote itself. Nothing is read before it is asked for."""
 
     def __init__(self, task: Task) -> None:
         self.has_inputs = bool(task.input_files) or task.input_dir is not None
         self._task = task
-        self._told = [_normal(task.prompt)]
-        self._own: list[str] = []
-        self._files: list[str] | None = None
+        self._told = [task.prompt]
+        self._own: list[Message] = []
+        self._own_texts: list[str] = []
+        self._inputs: list[str] | None = None
 
     def add(self, message: Message) -> None:
-        if message.role is not Role.ASSISTANT:
-            self._told.append(_normal(message.text))
-            return
-        calls = (_loose_strings(call.arguments) for call in message.tool_calls)
-        self._own.append(_normal("\n".join((message.text, message.reasoning or "", *calls))))
+        if message.role is Role.ASSISTANT:
+            self._own.append(message)
+        else:
+            self._told.append(message.text)
 
     def holds(self, truth: str) -> bool:
-        return any(_holds(text, truth) for text in (*self._told, *self._own)) or any(
-            _holds(text, truth) for text in self._inputs()
-        )
+        texts = (*map(_normal, self._told), *self._written(), *self._read())
+        return any(_holds(text, truth) for text in texts)
 
     def pieces(self, pieces: frozenset[str]) -> frozenset[str]:
         """Those pieces of a problem that the model wrote itself or found in its input files.
@@ -196,16 +195,22 @@ class _Given:
         The prompt, which holds all of them, does not count: a page that repeats it is the find.
         """
         found: set[str] = set()
-        for text in (*self._own, *self._inputs()):
+        for text in (*self._written(), *self._read()):
             found |= _pieces_of(text) & pieces
         return frozenset(found)
 
-    def _inputs(self) -> list[str]:
-        if self._files is None:
-            self._files = [
-                _normal(data.decode("utf-8", "replace")) for _, data in _uploads(self._task)
-            ]
-        return self._files
+    def _written(self) -> list[str]:
+        for message in self._own[len(self._own_texts) :]:
+            calls = (_loose_strings(call.arguments) for call in message.tool_calls)
+            text = "\n".join((message.text, message.reasoning or "", *calls))
+            self._own_texts.append(_normal(text))
+        return self._own_texts
+
+    def _read(self) -> list[str]:
+        if self._inputs is None:
+            files = (data.decode("utf-8", "replace") for _, data in _uploads(self._task))
+            self._inputs = [_normal(text) for text in files]
+        return self._inputs
 
 
 def _reason(

@@ -166,7 +166,7 @@ _NOT_INSTALLED = re.compile(
     r"has no installation candidate|npm error"
 )
 _NOT_USED = re.compile(r"ModuleNotFoundError|No module named|command not found|Cannot find module")
-_IMPORTS = re.compile(r"^\s*(?:import|from)\s+([\w.]+(?:\s*,\s*[\w.]+)*)", re.MULTILINE)
+_IMPORTS = re.compile(r"^[ \t]*(?:import|from)[ \t]+([\w.]+(?:[ \t]*,[ \t]*[\w.]+)*)", re.MULTILINE)
 _REQUIRED = re.compile(
     r"""(?:require\(|from|import)\s*['"](?P<name>@?[\w.-]+(?:/[\w.-]+)?)['"]""",
 )
@@ -255,5 +255,5 @@ def _imports(text: str) -> Iterator[str]:
     """Top names of the imports, also of code that does not parse."""
     for match in _IMPORTS.finditer(text):
         yield from (name.strip().split(".")[0].lower() for name in match[1].split(","))
-    for match in re.finditer(r"[;:]\s*(?:import|from)\s+(\w+)", text):
+    for match in re.finditer(r"[;:][ \t]*(?:import|from)[ \t]+(\w+)", text):
         yield match[1].lower()

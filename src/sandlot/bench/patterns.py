@@ -11,8 +11,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sandlot.agent.calls import raw_arguments
@@ -80,7 +82,7 @@ _SHELL_CALLS = words(
 _LOOSE: Mapping[str, re.Pattern[str]] = {
     "external": re.compile(
         r"\b(?:requests|httpx)\.\w+\(|\burlopen\(|\bBeautifulSoup\(|\b(?:import|from)\s+"
-        r"(?:requests|httpx|bs4|rdkit|Bio)\b|^\s*[!%]\s*pip\s+install\b",
+        r"(?:requests|httpx|bs4|rdkit|Bio)\b|^[ \t]*[!%][ \t]*pip[ \t]+install\b",
         re.MULTILINE,
     ),
     "files": re.compile(
@@ -88,7 +90,7 @@ _LOOSE: Mapping[str, re.Pattern[str]] = {
         r"\bPath\(|\bglob\(|\bpickle\.load\(|\bnp\.load\(|\b(?:read|write)_(?:text|bytes)\("
     ),
     "computation": re.compile(
-        r"\brange\(|^\s*while\b|\bscipy\b|\bitertools\.|\bmath\.\w+\(|\bfsolve\(|\bsolve\(|"
+        r"\brange\(|^[ \t]*while\b|\bscipy\b|\bitertools\.|\bmath\.\w+\(|\bfsolve\(|\bsolve\(|"
         r"\bminimize\(|\bquad\(|\bodeint\(|\bsolve_ivp\(|\bnp\.linalg\b",
         re.MULTILINE,
     ),
@@ -155,6 +157,7 @@ def shell_code(text: str, depth: int = 0) -> Iterator[Code]:
             yield inner
 
 
+@lru_cache(maxsize=128)
 def python_uses(text: str) -> tuple[frozenset[str], tuple[str, ...]]:
     """The names that Python code calls or imports, dotted and in full, and the shell it starts.
 
@@ -162,7 +165,10 @@ def python_uses(text: str) -> tuple[frozenset[str], tuple[str, ...]]:
         SyntaxError: it is not Python, or a part of a file.
     """
     reader = _Names()
-    reader.visit(ast.parse(text))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the model's code: an escape such as "\\d"
+        tree = ast.parse(text)
+    reader.visit(tree)
     return frozenset(reader.names), tuple(reader.shell)
 
 
