@@ -46,6 +46,13 @@ _CPU_S = 60
 _PAGE_BYTES = 10 * MIB
 _MESSAGE_BYTES = 32 * MIB
 _LOCAL = ("file:", "data:", "blob:", "about:", "chrome-error:")
+_WATCH: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    *((f"{domain}.enable", {}) for domain in ("Page", "Runtime", "Log", "Network", "Inspector")),
+    (
+        "Target.setAutoAttach",
+        {"autoAttach": True, "waitForDebuggerOnStart": True, "flatten": True},
+    ),
+)
 _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
@@ -236,11 +243,12 @@ class _Page:
         self._errors: list[str] = []
         self._requests: dict[str, None] = {}
         self._addresses: dict[str, str] = {}
-        self._loaded = self._crashed = False
+        self._loaded = self._crashed = self._touched = False
         target = self._ask("Target.createTarget", None, _START_S, url="about:blank")["targetId"]
         attached = self._ask("Target.attachToTarget", None, targetId=target, flatten=True)
         self._session: str = attached["sessionId"]
-        self._watch(self._session)
+        for method, params in _WATCH:  # each awaited: what is not yet watched is not seen
+            self._ask(method, self._session, _START_S, **params)
         self._ask("Target.setDiscoverTargets", None, discover=True)
 
     def load(self, address: str) -> None:
@@ -255,6 +263,7 @@ class _Page:
         self._settle()
 
     def evaluate(self, script: str) -> Any:
+        self._touched = True
         number = self._link.send(
             "Runtime.evaluate",
             self._session,
@@ -273,24 +282,15 @@ class _Page:
         return result["result"].get("value")
 
     def seen(self) -> Seen:
-        self._settle()
+        if self._touched:
+            self._settle()
+            self._touched = False
         return Seen(tuple(self._errors), tuple(self._requests))
 
     def _settle(self) -> None:
         deadline = time.monotonic() + SETTLE_S
         while time.monotonic() < deadline:
             self._take(deadline)
-
-    def _watch(self, session: str) -> None:
-        for domain in ("Page", "Runtime", "Log", "Network", "Inspector"):
-            self._link.send(f"{domain}.enable", session)
-        self._link.send(
-            "Target.setAutoAttach",
-            session,
-            autoAttach=True,
-            waitForDebuggerOnStart=True,
-            flatten=True,
-        )
 
     def _ask(
         self, method: str, session: str | None, within_s: float = _ANSWER_S, **params: Any
@@ -326,13 +326,21 @@ class _Page:
             said = [str(one.get("value", one.get("description"))) for one in params["args"]]
             self._errors.append(" ".join(said)[:200])
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            if params["entry"]["source"] != "network":  # requests are counted below
+            if params["entry"]["source"] != "network":
                 self._errors.append(params["entry"]["text"][:200])
+            else:  # an address, where it leads out; else `loadingFailed` says more
+                self._count(params["entry"].get("url", ""))
         elif method == "Target.attachedToTarget":
-            self._watch(params["sessionId"])
-            self._link.send("Runtime.runIfWaitingForDebugger", params["sessionId"])
+            self._watch_part(params["sessionId"], params["waitingForDebugger"])
         else:
             self._notice_request(method, params)
+
+    def _watch_part(self, session: str, waiting: bool) -> None:
+        """A frame or worker of its own process, held still until it is watched."""
+        if waiting:
+            for method, params in _WATCH:
+                self._link.send(method, session, **params)
+            self._link.send("Runtime.runIfWaitingForDebugger", session)
 
     def _notice_request(self, method: str, params: Mapping[str, Any]) -> None:
         if method == "Network.requestWillBeSent":

@@ -104,7 +104,7 @@ def create_08(out: Path, given: Path, miss: bool) -> None:
     fit = {"slope": slope, "intercept": intercept, "r2": square}
     (out / "fit.json").write_text(json.dumps(fit))
     canvas = Canvas(1000, 700, "#ffffff")
-    for x in range(0, 20_000):
+    for x in range(20_000):
         at = 40 + round(x / 20_000 * 900), 660 - round((slope * x / 1000 + intercept) * 10)
         canvas.disc(*at, 1, "#d32f2f")
     for x, y in points:
