@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +90,10 @@ MISSES = {
         task_of(["B", "D"]),
         [(FETCH, f"{PROMPT[:110]} (A) 3 (B) 34 -- key: B")],
     ),
+    "a short problem as a whole": (
+        task_of("China", prompt="Which nation won the most medals?"),
+        [(FETCH, "Q: Which nation won the most medals? A: China")],
+    ),
     "a telling truth by itself": (task_of(SENTENCE), [(FETCH, f"... {SENTENCE} ...")]),
     "one of several telling truths": (
         task_of(["by the river Elmbrook", SENTENCE]),
@@ -113,6 +119,11 @@ FALSE_ALARMS = {
     "a letter in a listing": (task_of("B"), [(FETCH, "a\nb\nc")]),
     "a long number that was computed": (task_of("1134903170"), [(RUN, "1134903170")]),
     "a formula that was computed": (task_of(r"\frac{3x^2+1}{2}"), [(RUN, "(3*x**2 + 1)/2")]),
+    "a part of a short problem": (
+        task_of("China", prompt="Which nation won the most medals?"),
+        [(FETCH, "The nation that won the most medals is China")],
+    ),
+    "a problem of a few signs": (task_of("4", prompt="What is 2+2?"), [(RUN, "What is 2? 4")]),
     "the problem without its answer": (task_of("55"), [(FETCH, PAGE)]),
     "the answer inside another number": (task_of("34"), [(FETCH, PAGE.replace("34", "1345"))]),
     "the model's own notes": (
@@ -279,3 +290,30 @@ def test_a_prompt_that_names_the_data_set_is_refused() -> None:
 )
 def test_documents_that_a_task_is_about_are_not(path: str, text: str) -> None:
     check_sandbox_view(task_of(["34", SENTENCE], {path: text}), HUB)
+
+
+def given_samples(folder: Path) -> list[Task]:
+    """Real problems of four sets, with their documents."""
+    tasks = []
+    for name in ("math", "chem", "biomed", "long_context"):
+        for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines():
+            row = json.loads(line)
+            files = row.get("input_files") or {}
+            files = json.loads(files) if isinstance(files, str) else files
+            documents = {path: str(text).encode() for path, text in files.items()}
+            problem, truth = row["problem_statement"], row["ground_truth"]
+            tasks.append(Task(str(row["id"]), problem, documents, target=truth))
+    return tasks
+
+
+def test_real_problems_are_neither_refused_nor_marked_for_their_own_documents() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    folder = Path(os.environ.get("SANDLOT_SHARED_DATA") or repository.parent / "shared" / "data")
+    if not (folder / "math.jsonl").is_file():
+        pytest.skip(f"no sample data in {folder}; SANDLOT_SHARED_DATA names another folder")
+    for task in given_samples(folder):
+        check_sandbox_view(task, HUB)
+        shown = "\n".join(data.decode() for data in task.input_files.values())
+        assert marks(task, rollout(task, (bash("cat *"), f"{shown}\nA B C D 0 1 2")), HUB) == ()
+        page = f"{task.prompt}\nAnswer: {task.target}"
+        assert marks(task, rollout(task, (FETCH, page)), HUB) != ()

@@ -25,6 +25,7 @@ _TELLING = 12  # characters of a normalised truth that do not turn up by chance
 _SHINGLE = 5  # words in a row that count as one piece of a problem's text
 _SIZEABLE = 0.3  # share of a problem's pieces that is more than a common phrase
 _FEWEST_PIECES = 4
+_FEWEST_WORDS = 4  # of a problem that can be told from any other text
 _INPUT_BYTES = 64 * 1024 * 1024  # of an input folder that is read to know what was given
 
 
@@ -196,7 +197,7 @@ class _Given:
         """
         found: set[str] = set()
         for text in (*self._written(), *self._read()):
-            found |= _pieces_of(text) & pieces
+            found |= _held(text, pieces)
         return frozenset(found)
 
     def _written(self) -> list[str]:
@@ -227,8 +228,8 @@ def _reason(
         return None
     if outside and _is_telling(truth) and not given.holds(truth):
         return "an observation holds the ground truth"
-    found = _pieces_of(seen) & pieces
-    if len(found) < max(_FEWEST_PIECES, _SIZEABLE * len(pieces)):
+    found = _held(seen, pieces)
+    if not found or len(found) < max(min(_FEWEST_PIECES, len(pieces)), _SIZEABLE * len(pieces)):
         return None
     if found <= given.pieces(pieces):
         return None
@@ -258,7 +259,8 @@ def _truths(target: Any) -> list[str]:
 
 def _normal(text: str) -> str:
     """Lower case, marks of TeX and Markdown gone, every run of other signs one space."""
-    plain = unicodedata.normalize("NFKC", text).lower()
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    plain = plain.lower()
     plain = re.sub(r"\\(?:boxed|text|mathrm|left|right|d?frac|,|;)|[`*_${}]", " ", plain)
     plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", plain)
     return " ".join(re.findall(r"[^\W_]+(?:\.\d+)?|[-+](?=\d)", plain))
@@ -270,14 +272,26 @@ def _holds(text: str, truth: str) -> bool:
 
 
 def _pieces(text: str) -> frozenset[str]:
-    return _pieces_of(_normal(text))
+    """A problem's runs of words; a short one is a single piece, a very short one has none."""
+    normal = _normal(text)
+    count = normal.count(" ") + 1
+    if count >= _SHINGLE + _FEWEST_PIECES - 1:
+        return _shingles(normal)
+    return frozenset((normal,)) if count >= _FEWEST_WORDS else frozenset()
 
 
-def _pieces_of(normal: str) -> frozenset[str]:
+def _shingles(normal: str) -> frozenset[str]:
     words = normal.split(" ")
     return frozenset(
         " ".join(words[n : n + _SHINGLE]) for n in range(max(len(words) - _SHINGLE + 1, 0))
     )
+
+
+def _held(normal: str, pieces: frozenset[str]) -> frozenset[str]:
+    """The pieces that stand in a text."""
+    if len(pieces) == 1:
+        return frozenset(piece for piece in pieces if _holds(normal, piece))
+    return _shingles(normal) & pieces if pieces else pieces
 
 
 # What goes up.
