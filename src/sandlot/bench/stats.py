@@ -272,4 +272,6 @@ def _smallest(groups: Sequence[Sequence[float]]) -> float | None:
         return None
     items = sum(len(group) for group in groups)
     scale = len(groups) / items
-    return smallest_gain(len(groups), stdev(math.fsum(group) * scale for group in groups))
+    spread = stdev(math.fsum(group) * scale for group in groups)
+    # No spread at all says that nothing was seen, not that everything would be.
+    return smallest_gain(len(groups), spread) if spread else None
