@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from typing import Any
 
 from sandlot.bench import plots, words
 from sandlot.bench.arms import ARMS
 from sandlot.bench.gather import manifest_sets
-from sandlot.bench.plots import Dot, Row, Scale, Span
+from sandlot.bench.plots import Dot, Row, Scale, Span, text
 from sandlot.bench.report import (
     CAPABILITIES,
     ArmReport,
@@ -30,10 +29,6 @@ from sandlot.bench.stats import Difference
 
 _FLIPS_SHOWN, _FLIPS_OPEN = 300, 60
 _TURNS_SHOWN = 30
-# Controls, and marks that reorder what stands around them: shown as a replacement character.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
 _SET_COLUMNS = ("task set", "items", "scorer", "source", "licence", "digest")
 _UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=(?:s|min|h|%|points)\b|%)"), "\u00a0"
 _UNITS = {
@@ -83,11 +78,6 @@ def page(report: Report) -> str:
         f"<title>{text(title)}</title><style>{style}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
-
-
-def text(value: object) -> str:
-    """Any value as text that is shown and never obeyed."""
-    return escape(_HIDDEN.sub("\ufffd", str(value)))
 
 
 def _parts(report: Report) -> Iterable[str]:

@@ -8,9 +8,20 @@ the page's style sheet names, so that they follow light and dark. Every text is 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+
+# Controls, and marks that reorder what stands around them: shown as a replacement character.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+def text(value: object) -> str:
+    """Any value as text that is shown and never obeyed."""
+    return escape(_HIDDEN.sub("\ufffd", str(value)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
         return [low]
     rough = (high - low) / wanted
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.85)
     first = math.ceil(low / step - 1e-9)
     return [round(step * n, 10) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -86,14 +97,14 @@ def intervals(
     grid = [(scale.at(mark / factor), _number(mark, zero)) for mark in marks]
     lines = "".join(_interval_row(row, scale, grid, zero) for row in rows)
     axis = "".join(
-        f'<text x="{x:.2f}%" y="14" class="tick" text-anchor="{_anchor(x)}">{text}</text>'
-        for x, text in grid
+        f'<text x="{x:.2f}%" y="14" class="tick" text-anchor="{_anchor(x)}">{figure}</text>'
+        for x, figure in grid
     )
     foot = (
         '<div class="row axis"><div class="label"></div><div class="track"><svg height="20" '
         f'aria-hidden="true">{axis}</svg></div><div class="text"></div></div>'
     )
-    return f'<div class="forest">{lines}{foot}<p class="axis-name">{escape(caption)}</p></div>'
+    return f'<div class="forest">{lines}{foot}<p class="axis-name">{text(caption)}</p></div>'
 
 
 def _interval_row(row: Row, scale: Scale, grid: Sequence[tuple[float, str]], zero: bool) -> str:
@@ -111,13 +122,13 @@ def _interval_row(row: Row, scale: Scale, grid: Sequence[tuple[float, str]], zer
     )
     # An inner drawing from the middle of the row, however high the text beside it makes the row.
     marks = f'<svg y="50%" overflow="visible">{inner}</svg>'
-    note = f'<span class="note">{escape(row.note)}</span>' if row.note else ""
+    note = f'<span class="note">{text(row.note)}</span>' if row.note else ""
     css = "row strong" if row.strong else "row"
     return (
-        f'<div class="{css}"><div class="label">{escape(row.label)}{note}</div>'
+        f'<div class="{css}"><div class="label">{text(row.label)}{note}</div>'
         f'<div class="track" style="min-height:{height}px"><svg role="img" '
-        f'aria-label="{escape(f"{row.label}: {row.text}")}">{lines}{marks}</svg></div>'
-        f'<div class="text">{escape(row.text)}</div></div>'
+        f'aria-label="{text(f"{row.label}: {row.text}")}">{lines}{marks}</svg></div>'
+        f'<div class="text">{text(row.text)}</div></div>'
     )
 
 
@@ -136,18 +147,18 @@ def _span(span: Span, scale: Scale, y: float, strong: bool) -> str:
             )
     size = 6 if strong else 5
     return (
-        f'<g class="{span.css}"><title>{escape(span.title)}</title>{whisker}'
+        f'<g class="{span.css}"><title>{text(span.title)}</title>{whisker}'
         f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="{size}"/></g>'
     )
 
 
-def bar(share: float | None, css: str, text: str) -> str:
+def bar(share: float | None, css: str, figure: str) -> str:
     """A bar inside a table's cell, with its figure."""
     if share is None:
-        return f'<span class="figure">{escape(text)}</span>'
+        return f'<span class="figure">{text(figure)}</span>'
     width = 100 * min(1.0, max(0.0, share))
     return (
-        f'<span class="figure">{escape(text)}</span><svg class="bar {css}" height="8" '
+        f'<span class="figure">{text(figure)}</span><svg class="bar {css}" height="8" '
         f'aria-hidden="true"><rect width="100%" height="8" class="bed"/>'
         f'<rect width="{width:.2f}%" height="8"/></svg>'
     )
@@ -177,7 +188,7 @@ def histogram(counts: Mapping[str, int], css: str, bins: int, label: str, peak: 
         for n in _whole_ticks(bins)
     )
     return (
-        f'<svg class="histogram {css}" height="90" role="img" aria-label="{escape(label)}">'
+        f'<svg class="histogram {css}" height="90" role="img" aria-label="{text(label)}">'
         f'<line x1="0" x2="100%" y1="70.5" y2="70.5" class="grid"/>{"".join(bars)}{named}</svg>'
     )
 
@@ -228,14 +239,14 @@ def scatter(
     for dot in dots:
         x, y = _inset(across.at(dot.x)), down(dot.y)
         parts.append(
-            f'<g class="{dot.css}"><title>{escape(dot.title)}</title>'
+            f'<g class="{dot.css}"><title>{text(dot.title)}</title>'
             f'<circle cx="{x:.2f}%" cy="{y:.1f}" r="5.5"/>{_dot_name(dot, x, y, taken)}</g>'
         )
     label = f"{y_name} against {x_name}"
     return (
-        f'<p class="axis-name start">{escape(y_name)}</p><svg class="scatter" height="{height}" '
-        f'role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
-        f'<p class="axis-name">{escape(x_name)}</p>'
+        f'<p class="axis-name start">{text(y_name)}</p><svg class="scatter" height="{height}" '
+        f'role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
+        f'<p class="axis-name">{text(x_name)}</p>'
     )
 
 
@@ -280,7 +291,7 @@ def _dot_name(dot: Dot, x: float, y: float, taken: list[_Box]) -> str:
     taken.append(box)
     return (
         f'<text x="{x:.2f}%" y="{y:.1f}" dx="{dx}" dy="{dy}" text-anchor="{anchor}" '
-        f'class="name">{escape(dot.text)}</text>'
+        f'class="name">{text(dot.text)}</text>'
     )
 
 
@@ -304,8 +315,8 @@ def _short(value: float) -> str:
 
 
 def _number(value: float, signed: bool) -> str:
-    text = f"{value:+g}" if signed and value else f"{value:g}"
-    return text.replace("-", "−")
+    figure = f"{value:+g}" if signed and value else f"{value:g}"
+    return figure.replace("-", "−")
 
 
 def _anchor(x: float) -> str:
