@@ -236,6 +236,24 @@ def test_the_command_shows_the_difference_and_exits_with_1(
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
+def test_a_difference_in_a_continued_run_is_explained(command: Command, tmp_path: Path) -> None:
+    look = {"command": "view", "path": "/testbed/n.txt"}
+    made = [{"name": "str_replace_editor", "arguments": look}, {"name": "submit"}]
+    note = {"command": "create", "path": "/testbed/n.txt", "file_text": "N"}
+    script = tmp_path / "first.jsonl"
+    lines = script.read_text().splitlines()
+    lines.insert(0, json.dumps({"tool_calls": [{"name": "str_replace_editor", "arguments": note}]}))
+    (tmp_path / "noted.jsonl").write_text("\n".join(lines) + "\n")
+    fake = ("--backend", "fake", "--image", "host")
+    assert command("run", "Note.", "-m", "scripted:noted.jsonl", *fake).exit_code == 0
+    lines.append(json.dumps({"tool_calls": made}))
+    (tmp_path / "look.jsonl").write_text("\n".join(lines) + "\n")
+    assert command("continue", "last", "Look.", "-m", "scripted:look.jsonl").exit_code == 0
+    done = command("replay", "last")
+    assert done.exit_code == 1, done.output
+    assert "this run was continued" in done.stderr
+
+
 @pytest.mark.parametrize("turn", [0, 2])
 def test_another_model_goes_on_from_a_turn_in_a_run_of_its_own(
     command: Command, tmp_path: Path, turn: int

@@ -150,7 +150,8 @@ def _shown(parts: Sequence[Part]) -> str:
 class Scene:
     """A recorded rollout with all that a sandbox for it is made of.
 
-    `whole` is whether it had all tools and kept its files, as a run that goes on has.
+    `whole` is whether it had all tools and kept its files, as a run that goes on has; `continued`
+    whether it went on after an end, perhaps in another sandbox than before.
     """
 
     trajectory: Trajectory
@@ -159,6 +160,7 @@ class Scene:
     profile: Profile
     tools: tuple[Tool, ...]
     whole: bool = True
+    continued: bool = False
 
     async def replay(
         self,
@@ -202,7 +204,10 @@ def scene_of_run(directory: RunDirectory, settings: Settings, environ: Mapping[s
     """
     profile = from_json(Profile, directory.manifest.get("profile", {}))
     policy = replace(policy_of(settings, environ=environ), working_dir=profile.working_dir)
-    return Scene(directory.trajectory(), settings, policy, profile, default_tools())
+    continued = any("continue" in word for word in directory.manifest.get("continued", ()))
+    return Scene(
+        directory.trajectory(), settings, policy, profile, default_tools(), continued=continued
+    )
 
 
 def scene_of_episode(

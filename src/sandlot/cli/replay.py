@@ -67,7 +67,7 @@ def replay(
         done = drive(lambda: scene.replay(os.environ, say, until=turn)) if turn != 0 else None
     if turn is None or (done is not None and done.difference is not None):
         assert done is not None
-        _show(done, as_json=as_json, turn=turn)
+        _show(done, scene, as_json=as_json, turn=turn)
         return
     _branch(scene, record, turn, arguments, as_json=as_json)
 
@@ -108,7 +108,7 @@ def _episode_scene(
     return scene, bench.trajectories / f"{episode}.jsonl"
 
 
-def _show(done: Replayed, *, as_json: bool, turn: int | None) -> None:
+def _show(done: Replayed, scene: Scene, *, as_json: bool, turn: int | None) -> None:
     """Tell what came of it, and leave with 1 where something differs."""
     difference = done.difference
     if as_json:
@@ -124,6 +124,8 @@ def _show(done: Replayed, *, as_json: bool, turn: int | None) -> None:
     where = f"turn {difference.turn}, call {difference.call} ({difference.tool})"
     branch = "; no branch was made" if turn is not None else ""
     say(f"{where} gave something else after {done.calls - 1} calls that gave the same{branch}")
+    if scene.continued:
+        say("this run was continued: where its sandbox was not kept, files of before were gone")
     raise typer.Exit(NO_ANSWER)
 
 
