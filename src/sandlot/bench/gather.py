@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sandlot.bench.meters import measure
 from sandlot.bench.records import Episode, EpisodeRecord, ScoreRecord
 from sandlot.bench.store import BenchDirectory
 from sandlot.core.errors import RecordError
@@ -53,8 +54,11 @@ class Item:
     marks: tuple[str, ...] = ()
 
 
-def read_run(path: Path) -> Run:
-    """Read one run from its episodes and scores; no trajectory is opened.
+def read_run(path: Path, *, measure_again: bool = False) -> Run:
+    """Read one run from its episodes and scores.
+
+    No trajectory is opened, unless `measure_again` asks for meters by this version: then one at a
+    time, and those that cannot be read keep the meters that were stored.
 
     Raises:
         RecordError: no bench run is there, or one of its records is damaged.
@@ -70,9 +74,21 @@ def read_run(path: Path) -> Run:
     if not records:
         raise RecordError(f"{path}: no episode has ended yet: there is nothing to report")
     scores, scorers, notes = _chosen_scores(directory.all_scores())
+    if measure_again:
+        records = {episode: _measured(directory, record) for episode, record in records.items()}
     tries = {episode: _try(record, scores.get(episode)) for episode, record in records.items()}
     name, planned = path.resolve().name, directory.tasks()
     return Run(name, directory.manifest, tries, scorers, tuple(dropped), planned, notes)
+
+
+def _measured(directory: BenchDirectory, record: EpisodeRecord) -> EpisodeRecord:
+    try:
+        meters = measure(directory.trajectory(record.episode))
+    except RecordError:
+        return record
+    if meters.cost_usd is None:  # by the user's prices of that day, which are not kept
+        meters = replace(meters, cost_usd=record.meters.cost_usd)
+    return replace(record, meters=meters)
 
 
 def _chosen_scores(

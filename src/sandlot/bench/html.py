@@ -544,10 +544,16 @@ def _share(value: float | None) -> str:
 
 
 def _hosts(arm: ArmReport | None) -> str:
-    if arm is None or not arm.use.hosts:
+    """Who was reached, and what was installed and then used."""
+    if arm is None:
         return ""
-    rows = [(host, words.size(count)) for host, count in list(arm.use.hosts.items())[:50]]
-    return _details("Hosts reached", _table(("host", "bytes"), rows))
+    hosts = [(host, words.size(count)) for host, count in list(arm.use.hosts.items())[:50]]
+    tools = [(name, str(count)) for name, count in arm.use.installed_and_used.items()][:50]
+    found = _details("Hosts reached", _table(("host", "bytes"), hosts)) if hosts else ""
+    if tools:
+        table = _table(("package", "rollouts"), tools)
+        found += _details("Installed by the model and then used", table)
+    return found
 
 
 def _costs(report: Report) -> str:

@@ -202,15 +202,17 @@ class Report:
     notes: tuple[str, ...]
 
 
-def build_report(directories: Sequence[Path]) -> Report:
+def build_report(directories: Sequence[Path], *, measure_again: bool = False) -> Report:
     """One report of one bench run, or of several that hold other sets or arms.
+
+    `measure_again` takes the meters from the trajectories and not from the episodes' records.
 
     Raises:
         RecordError: a directory holds no bench run, or two hold the same episode.
     """
     if not directories:
         raise RecordError("a report needs at least one bench directory")
-    return report_of(join([read_run(path) for path in directories]))
+    return report_of(join([read_run(d, measure_again=measure_again) for d in directories]))
 
 
 def report_of(evidence: Evidence) -> Report:

@@ -35,6 +35,9 @@ def report(
     directories: Directories,
     html: Html = None,
     bundle: Bundle = None,
+    measure_again: Annotated[
+        bool, typer.Option("--measure-again", help="Take meters from the trajectories anew.")
+    ] = False,
     as_json: options.Json = False,
     display: options.Display = None,
 ) -> None:
@@ -44,7 +47,7 @@ def report(
     """
     from sandlot.bench.report import build_report, to_document, write_report
 
-    found = build_report(directories)
+    found = build_report(directories, measure_again=measure_again)
     if len(directories) == 1:
         write_report(found, directories[0] / "report.json")
         _write_page(found, directories[0] / "report.html")
