@@ -24,6 +24,8 @@ from sandlot.models.base import Model, Sampling
 from sandlot.sandbox.base import Sandbox
 from sandlot.settings import Settings
 
+EPISODES_A_CLIENT = 12
+SERVERS = ("openai/", "anthropic/")
 PLACEHOLDERS = ("set", "item", "arm", "mode", "repeat")
 
 
@@ -86,13 +88,17 @@ ModelFor = Callable[[Job], Model]
 
 @dataclass(slots=True)
 class Models:
-    """One client for all episodes of a model; a script is played anew for each.
+    """Clients of a model, shared by its episodes; a script is played anew for each.
 
-    In `scripted:FILE` the words {set}, {item}, {arm}, {mode} and {repeat} are filled in.
+    A server gets one client for every `EPISODES_A_CLIENT` episodes: an HTTP client looks at all of
+    its connections at each request, so that one for 200 would spend its time on that. In
+    `scripted:FILE` the words {set}, {item}, {arm}, {mode} and {repeat} are filled in.
     """
 
     build: Callable[[Settings], Model]
-    _shared: dict[str, Model] = field(default_factory=dict)
+    clients: int = 1
+    _shared: dict[tuple[str, int], Model] = field(default_factory=dict)
+    _given: int = 0
 
     def __call__(self, job: Job) -> Model:
         settings = job.condition.settings
@@ -114,9 +120,14 @@ class Models:
             self.build(settings)
 
     def _of(self, settings: Settings) -> Model:
-        if settings.tool_calls not in self._shared:
-            self._shared[settings.tool_calls] = self.build(settings)
-        return self._shared[settings.tool_calls]
+        number = 0
+        if (settings.model or "").startswith(SERVERS):
+            number = self._given % self.clients
+            self._given += 1
+        key = settings.tool_calls, number
+        if key not in self._shared:
+            self._shared[key] = self.build(settings)
+        return self._shared[key]
 
     async def close(self) -> None:
         for model in self._shared.values():
@@ -124,8 +135,8 @@ class Models:
         self._shared.clear()
 
 
-def models_of_settings() -> Models:
-    return Models(model_of)
+def models_of_settings(concurrency: int = 1) -> Models:
+    return Models(model_of, clients=-(-concurrency // EPISODES_A_CLIENT))
 
 
 def opener(environ: Mapping[str, str], note: Callable[[str], None]) -> OpenBox:

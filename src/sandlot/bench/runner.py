@@ -357,7 +357,7 @@ class _Grounds:
         async def preflight(conditions: Sequence[Condition]) -> dict[str, Any]:
             return await _bring_up(conditions, self.environ, self.note)
 
-        models = models_of_settings()
+        models = models_of_settings(plan.concurrency)
         models.check(plan.settings)
         if plan.executor == "ray":
             from sandlot.bench.ray_executor import RayExecutor
