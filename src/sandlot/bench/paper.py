@@ -73,6 +73,7 @@ class Protocol:
             "temperature": self.temperature_for(model),
             "max_turns": self.max_turns,
             "reply_tokens": self.reply_tokens,
+            "judge": self.judge,
         }
 
     def settled(self, settings: Settings) -> tuple[Settings, list[str]]:

@@ -45,6 +45,7 @@ class BenchPlan:
     `attempts` counts tries at an episode that fails for a reason of ours or the server's. `retry`
     names failure classes, and only those are tried again on resuming (empty: all). `prices` is by
     model name as it is written after `-m`. `words` are the names and paths of the sets as given.
+    `protocol` is the version of the paper whose protocol the settings were taken from, if any.
     """
 
     sets: tuple[LoadedSet, ...]
@@ -63,6 +64,7 @@ class BenchPlan:
     executor: str = "local"
     name: str = ""
     words: tuple[str, ...] = ()
+    protocol: str = ""
 
     @property
     def price(self) -> Price | None:

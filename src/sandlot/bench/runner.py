@@ -286,6 +286,7 @@ def _write_manifest(
             "attempts": plan.attempts,
             "judge": plan.settings.judge,
             "words": list(plan.words),
+            "protocol": plan.protocol or None,
             "executor": plan.executor,
             "backend": plan.settings.backend,
             "versions": {

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandlot.bench.runner import Progress
     from sandlot.bench.store import BenchDirectory
     from sandlot.settings import Settings
+    from sandlot.tasks.base import LoadedSet
 
 _HELP = """Measure what a computer buys a model: the same items from its head and in the sandbox.
 
@@ -87,6 +88,12 @@ def bench(
     reference: Annotated[
         bool, typer.Option(help="The published package's score beside ours, where installed.")
     ] = True,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol", metavar="v1|v3", help="Settings as the paper had them. [paper: v3]"
+        ),
+    ] = None,
     executor: Annotated[
         str, typer.Option("--executor", metavar="NAME", help="local, or ray: over a cluster.")
     ] = "local",
@@ -157,12 +164,14 @@ def _plan(
     if settings.model is None:
         raise ConfigError("no model is named: pass -m openai/NAME, -m anthropic/NAME or -m local")
     words = tuple(values["sets"] or before.get("words", ()))
+    version = values["protocol"] or before.get("protocol") or ("v3" if "paper" in words else "")
+    words, settings, adapt = _by_protocol(version, words, settings)
     if not words:
         raise ConfigError("what is to be measured? Write: sandlot bench TASKSET -m MODEL")
     chosen = values["arms"] or values["mode"] or ",".join(before.get("arms", ())) or "both"
     deadline = values["deadline"]
     return BenchPlan(
-        sets=_sets(words, settings),
+        sets=tuple(map(adapt, _sets(words, settings))),
         arms=arms_of(chosen),
         settings=settings,
         repeats=values["repeats"] or before.get("repeats"),
@@ -178,7 +187,24 @@ def _plan(
         executor=values["executor"],
         name=before.get("name") or " ".join(Path(word).stem for word in words),
         words=tuple(map(_lasting, words)),
+        protocol=version,
     )
+
+
+def _by_protocol(
+    version: str, words: tuple[str, ...], settings: Settings
+) -> tuple[tuple[str, ...], Settings, Callable[[LoadedSet], LoadedSet]]:
+    """The paper's sets for the word `paper`, its settings where the user set none, its judging."""
+    if not version:
+        return words, settings, lambda loaded: loaded
+    from sandlot.bench.paper import protocol
+
+    asked = protocol(version)
+    settings, overridden = asked.settled(settings)
+    for line in overridden:
+        say(f"not as in the paper ({version}): {line}")
+    named = tuple(name for word in words for name in (asked.sets if word == "paper" else (word,)))
+    return named, settings, asked.judged_as_published
 
 
 def settings_before(manifest: Mapping[str, Any]) -> dict[str, Any]:
