@@ -47,7 +47,13 @@ from sandlot.sandbox.engine_container import (
     read_facts,
     stage_source,
 )
-from sandlot.sandbox.engine_host import LEASE_LABEL, OWNER_LABEL, EngineHost, owner_of
+from sandlot.sandbox.engine_host import (
+    LEASE_LABEL,
+    OWNER_LABEL,
+    EngineHost,
+    check_runtime,
+    owner_of,
+)
 from sandlot.sandbox.host import list_leases
 from sandlot.sandbox.policy import MIB, Limits, Mount, Network, NetworkMode, Policy
 from sandlot.sandbox.registry import open_sandbox, reap
@@ -275,6 +281,49 @@ def test_a_rootless_engine_has_no_groups_of_version_1() -> None:
     info = {"MemoryLimit": True, "PidsLimit": True, "CpuCfsQuota": True, "Rootless": True}
     assert not read_facts("podman", {**info, "CgroupVersion": "1"}, local=True).memory
     assert read_facts("podman", {**info, "CgroupVersion": "2"}, local=True).processes
+
+
+def test_podman_refuses_a_runtime_that_its_api_would_pass_over() -> None:
+    podman = read_facts("podman", {"DefaultRuntime": "/usr/bin/runsc"}, local=True)
+    check_runtime(podman, "runsc")
+    check_runtime(podman, None)
+    with pytest.raises(SandboxUnavailable, match=r"'runc' was asked for.*with 'runsc'"):
+        check_runtime(podman, "runc")
+    check_runtime(replace(podman, backend="docker"), "kata")  # docker refuses an unknown one itself
+
+
+@pytest.mark.parametrize("backend", ["bubblewrap", "restricted"])
+async def test_a_runtime_is_refused_where_no_container_is_started(
+    backend: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="starts no containers"):
+        await open_sandbox(
+            backend,
+            policy=small_policy(),
+            image="host",
+            cache=tmp_path,
+            state=tmp_path,
+            environ={},
+            progress=lambda _: None,
+            runtime="runsc",
+        )
+
+
+async def test_a_runtime_that_podman_would_pass_over_ends_the_start(
+    podman_service: PodmanService, tmp_path: Path
+) -> None:
+    with pytest.raises(SandboxUnavailable, match="'other' was asked for"):
+        await open_engine_sandbox(
+            "podman",
+            policy=small_policy(),
+            image="base",
+            cache=tmp_path,
+            state=tmp_path,
+            environ={"XDG_RUNTIME_DIR": str(podman_service.folder / "run")},
+            progress=lambda _: None,
+            engine=podman_service.address,
+            runtime="other",
+        )
 
 
 def test_the_stage_fits_into_one_argument() -> None:

@@ -27,7 +27,8 @@ def ps(as_json: options.Json = False) -> None:
     for lease in leases:
         state = "alive" if lease.alive else "dead (sandlot reap)"
         owner = f"{lease.id}  pid {lease.pid}  {lease.backend}"
-        print(clean(f"{owner}  {lease.sandboxes} sandboxes  {state}"))
+        count = f"{lease.sandboxes} sandbox{'' if lease.sandboxes == 1 else 'es'}"
+        print(clean(f"{owner}  {count}  {state}"))
     if not leases:
         say("no sandbox runs")
 

@@ -62,6 +62,7 @@ from sandlot.sandbox.engine_host import (
     FormStore,
     ask_facts,
     begin,
+    check_runtime,
     create,
     reap_containers,
     reap_engines,
@@ -122,6 +123,7 @@ class _SharedEngine:
         """The first time in a harness the engine is asked what it is, and cleared of leavings."""
         if self.facts is None or self.forms is None:
             facts, engine = await ask_facts(client, self.backend)
+            check_runtime(facts, self.runtime)
             await reap_containers(client, self.runtime_dir)
             self.facts, self.forms = facts, FormStore(self.cache / "engines", engine)
         return EngineHost.open(

@@ -56,6 +56,7 @@ class EngineFacts:
     cpus: bool
     processes: bool
     local: bool
+    runtime: str = ""
 
 
 def read_facts(backend: str, info: Mapping[str, Any], *, local: bool) -> EngineFacts:
@@ -74,6 +75,7 @@ def read_facts(backend: str, info: Mapping[str, Any], *, local: bool) -> EngineF
         cpus=groups and bool(info.get("CpuCfsQuota") or info.get("CPUCfsQuota")),
         processes=groups and bool(info.get("PidsLimit")),
         local=local and not desktop,
+        runtime=str(info.get("DefaultRuntime") or ""),
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sandlot.core.errors import ImageError, SandboxError, SandboxUnavailable
@@ -196,6 +196,21 @@ async def ask_facts(client: EngineClient, backend: str) -> tuple[EngineFacts, st
     local = client.address.socket is not None and sys.platform == "linux"
     parts = [str(info.get(name)) for name in ("DockerRootDir", "ServerVersion", "KernelVersion")]
     return read_facts(backend, info, local=local), " ".join((client.address.text, *parts))
+
+
+def check_runtime(facts: EngineFacts, asked: str | None) -> None:
+    """Podman's API takes the name of another runtime and starts its own without a word.
+
+    Raises:
+        SandboxUnavailable: containers would run in another runtime than the one that was asked for.
+    """
+    own = PurePath(facts.runtime).name
+    if facts.backend == "podman" and asked is not None and PurePath(asked).name != own:
+        raise SandboxUnavailable(
+            f"runtime {asked!r} was asked for, but this podman starts containers with {own!r}, and "
+            f"its API takes no other; start its service with one "
+            f"(podman --runtime {asked} system service …), or leave --runtime out"
+        )
 
 
 class FormStore:

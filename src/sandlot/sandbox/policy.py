@@ -13,16 +13,19 @@ from sandlot.core.errors import ConfigError, PolicyNotEnforceable
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 NAMED_LISTS = frozenset({"packages"})
-_CEILINGS = (
-    "memory_bytes",
-    "cpus",
-    "processes",
-    "disk_bytes",
-    "open_files",
-    "file_bytes",
-    "wall_s",
-    "command_timeout_s",
-)
+# As the flags, the promises and the messages call them.
+_WORD = {
+    "memory_bytes": "memory",
+    "cpus": "cpus",
+    "processes": "processes",
+    "disk_bytes": "disk",
+    "open_files": "open files",
+    "file_bytes": "file size",
+    "wall_s": "wall time",
+    "command_timeout_s": "command time",
+    "network": "network",
+}
+_CEILINGS = tuple(name for name in _WORD if name != "network")
 # Below these no shell starts, and the error would be a riddle.
 _LEAST = {"memory_bytes": 8 * MIB, "processes": 4, "open_files": 16, "disk_bytes": 64 * 1024}
 
@@ -56,12 +59,14 @@ class Limits:
         for name in _CEILINGS:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"limit {name} must be above zero, found {value}")
+                raise ConfigError(f"the limit on {_WORD[name]} must be above zero, found {value}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
+                unit = " bytes" if name.endswith("_bytes") else ""
                 raise ConfigError(
-                    f"limit {name} is too small to start a shell: at least {least}, found {value}"
+                    f"the limit on {_WORD[name]} is too small to start a shell: "
+                    f"at least {least:,}{unit}, found {value:,}"
                 )
 
 
@@ -115,7 +120,8 @@ class Network:
         for name in ("max_bytes", "max_connections"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ConfigError(f"network {name} must be above zero, found {value}")
+                word = name.removeprefix("max_")
+                raise ConfigError(f"the network's {word} must be above zero, found {value}")
         if self.mode is NetworkMode.NONE and self.credentials:
             raise ConfigError(
                 "network 'none' lets no request out, so its credentials cannot be used; "
@@ -229,16 +235,6 @@ PROMISES = (
     "wall time",
     "output",
 )
-_PROMISE_OF_LIMIT = {
-    "memory_bytes": "memory",
-    "cpus": "cpus",
-    "processes": "processes",
-    "disk_bytes": "disk",
-    "open_files": "open files",
-    "file_bytes": "file size",
-    "wall_s": "wall time",
-    "network": "network",
-}
 
 
 def settle_enforcement(policy: Policy, rows: Iterable[Enforcement]) -> tuple[Enforcement, ...]:
@@ -247,7 +243,7 @@ def settle_enforcement(policy: Policy, rows: Iterable[Enforcement]) -> tuple[Enf
     Raises:
         PolicyNotEnforceable: a limit that was asked for does not hold and was not accepted.
     """
-    asked = {_PROMISE_OF_LIMIT.get(name, name) for name in policy.asked}
+    asked = {_WORD.get(name, name) for name in policy.asked}
     settled = []
     for row in rows:
         accepted = not row.holds and bool({row.promise, "all"} & policy.accepted)

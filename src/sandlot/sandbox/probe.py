@@ -172,7 +172,7 @@ def _opener(setup: Setup) -> Open:
             environ=setup.environ,
             progress=lambda _: None,
             engine=setup.engine,
-            runtime=setup.runtime,
+            runtime=setup.runtime if name in ENGINES else None,
         )
 
     return opening

@@ -18,6 +18,7 @@ from typing import Any
 
 from sandlot.sandbox import registry
 from sandlot.sandbox.base import Sandbox
+from sandlot.sandbox.engine_host import ENGINES
 from sandlot.sandbox.host import Lease
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, small
 
@@ -76,6 +77,8 @@ async def killed_owner(_: Sandbox, bench: Bench) -> Seen:
 def _order(bench: Bench, marker: str) -> dict[str, object]:
     setup = asdict(bench.setup)
     setup |= {name: str(setup[name]) for name in ("cache", "state")}
+    if bench.backend not in ENGINES:
+        setup["runtime"] = None
     return {"backend": bench.backend, "marker": marker, **setup}
 
 

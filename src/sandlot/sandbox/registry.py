@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandlot.core.errors import unknown_name
+from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.sandbox import host as _host
 from sandlot.sandbox import restricted_lease as _restricted
 from sandlot.sandbox.base import Sandbox
@@ -91,10 +91,15 @@ async def open_sandbox(
     runtime that it is asked to use; both are for the backends `docker` and `podman`.
 
     Raises:
-        ConfigError: an unknown backend.
+        ConfigError: an unknown backend, or a runtime for one that has none.
         ImageError: the image is not there and cannot be built.
         SandboxUnavailable: this machine cannot run the backend.
     """
+    if runtime is not None and backend in ("bubblewrap", "restricted"):
+        raise ConfigError(
+            f"runtime {runtime!r} was asked for, but backend {backend!r} starts no containers; "
+            "name one that does (--backend docker or podman), or leave --runtime out"
+        )
     if backend == "bubblewrap":
         return await _open_bubblewrap(policy, image, cache, state, environ, progress)
     if backend in ("docker", "podman"):
