@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from sandlot.core.types import Score, Task
 from sandlot.scoring.base import Candidate, ScoringTools
 from sandlot.scoring.children import ChildPool, Failed
 from sandlot.scoring.files_child import CPU_S, KINDS, OPENS
+from sandlot.scoring.files_kinds import Check
 from sandlot.scoring.files_page import CHECKS as PAGE_CHECKS
 
 WALL_S = 60.0
@@ -192,9 +194,19 @@ def _asked_file(task_id: str, row: Any) -> AskedFile:
     known = PAGE_CHECKS if row.get("kind") == PAGE else _checks_of(where, row.get("kind"))
     for one in row.get("checks", ()):
         name = one.get("check") if isinstance(one, Mapping) else None
-        if name not in known:
+        if name is None or name not in known:
             raise ConfigError(f"{where}: {unknown_name('check', str(name), known)}")
+        _bind(where, name, known[name], one)
     return AskedFile(str(path), row["kind"], tuple(row.get("checks", ())), row.get("max_bytes"))
+
+
+def _bind(where: str, name: str, check: Check, one: Mapping[str, Any]) -> None:
+    """Whether a check can be called with the fields that the truth gives it."""
+    given = {field: value for field, value in one.items() if field != "check"}
+    try:
+        inspect.signature(check).bind(None, **given)
+    except TypeError as exc:
+        raise ConfigError(f"{where}: check {name!r}: {exc}") from exc
 
 
 def _checks_of(where: str, kind: Any) -> Mapping[str, Any]:

@@ -24,7 +24,26 @@ OPENS = "opens"
 
 
 def prepare() -> tuple[Mapping[str, Any], Answer]:
-    return {"ready": "files"}, lambda question: limited(CPU_S, lambda: answer(question))
+    return {"ready": "files"}, lambda question: limited(CPU_S, lambda: guarded(answer, question))
+
+
+def guarded(work: Answer, question: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The work's answer; a mistake of ours is told by name, and the score is then missing.
+
+    Without this the helper would die of it, which is what the files that kill their reader do.
+    """
+    try:
+        return work(question)
+    except MemoryError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - named to the owner, who reports it
+        at = exc.__traceback__
+        while at is not None and at.tb_next is not None:
+            at = at.tb_next
+        where = (
+            f" at line {at.tb_lineno} of {Path(at.tb_frame.f_code.co_filename).name}" if at else ""
+        )
+        return {"failed": f"the scorer failed: {type(exc).__name__}: {exc}{where}"}
 
 
 def answer(question: Mapping[str, Any]) -> Mapping[str, Any]:

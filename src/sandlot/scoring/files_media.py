@@ -323,7 +323,8 @@ def _video_duration(video: Video, *, seconds: Any) -> Finding:
 
 
 def _fps(video: Video, *, rate: Any) -> Finding:
-    return compare("frames a second", round(len(video.frames) / video.duration_s, 2), rate)
+    found = len(video.frames) / video.duration_s if video.duration_s > 0 else 0.0
+    return compare("frames a second", round(found, 2), rate)
 
 
 def _video_moves(video: Video, *, share: float = 0.5) -> Finding:

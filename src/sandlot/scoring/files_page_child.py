@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sandlot.scoring.child import Answer, serve
-from sandlot.scoring.files_child import OPENS, measure
+from sandlot.scoring.files_child import OPENS, guarded, measure
 from sandlot.scoring.files_kinds import MIB, Finding, Refused
 from sandlot.scoring.files_page import AT_THE_END, CHECKS, ScriptFailed, Seen
 
@@ -45,7 +45,7 @@ _ANSWER_S = 5.0
 _CPU_S = 60
 _PAGE_BYTES = 10 * MIB
 _MESSAGE_BYTES = 32 * MIB
-_LOCAL = ("file:", "data:", "blob:", "about:", "chrome-error:")
+_LOCAL = ("file:///", "data:", "blob:", "about:", "chrome-error:")
 _WATCH: tuple[tuple[str, Mapping[str, Any]], ...] = (
     *((f"{domain}.enable", {}) for domain in ("Page", "Runtime", "Log", "Network", "Inspector")),
     (
@@ -84,7 +84,9 @@ def prepare() -> tuple[Mapping[str, Any], Answer]:
     if not wall and os.geteuid() == 0:
         said = "a page is not opened by root without bubblewrap (bwrap) around the browser"
         return {"unusable": said}, _no_answer
-    return {"ready": browser}, lambda question: answer(question, browser, wall)
+    return {"ready": browser}, lambda question: guarded(
+        lambda asked: answer(asked, browser, wall), question
+    )
 
 
 def _no_answer(question: Mapping[str, Any]) -> Mapping[str, Any]:
