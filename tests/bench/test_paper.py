@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from sandlot.bench.arms import arms_of
 from sandlot.bench.paper import (
@@ -24,6 +25,7 @@ from sandlot.bench.paper import (
 from sandlot.bench.records import Episode, EpisodeRecord, Meters, ScoreRecord
 from sandlot.bench.report import Report, build_report
 from sandlot.bench.store import BenchDirectory
+from sandlot.cli.main import app
 from sandlot.core.errors import ConfigError
 from sandlot.core.redact import Redactor
 from sandlot.core.types import Score, StopReason, Task
@@ -206,3 +208,36 @@ def test_only_a_run_by_the_protocol_is_put_beside_the_paper(tmp_path: Path) -> N
     assert beside(plain) == []
     by_protocol = build_report([_run(tmp_path, "openai/gpt-5", protocol="v1").path])
     assert beside(by_protocol)[0].startswith("math: paper v1 +10.1")
+
+
+def test_a_run_by_the_protocol_is_reported_beside_the_paper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llm.jsonl").write_text('{"text": "ANSWER: 1"}\n')
+    (tmp_path / "sandbox.jsonl").write_text('{"tool_calls": [{"name": "submit"}]}\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["-m", "scripted:{mode}.jsonl", "--backend", "fake", "--no-reference"]
+    words += ["--protocol", "v1", "--limit", "2", "--max-turns", "3", "--display", "none"]
+    ran = CliRunner().invoke(app, ["bench", "mini-math", *words])
+    assert ran.exit_code == 0, ran.output
+    assert "not as in the paper (v1): max_turns: 100 in the paper, 3 here" in ran.output
+    (run,) = (tmp_path / "runs").iterdir()
+    manifest = BenchDirectory.open(run).manifest
+    assert manifest["protocol"] == "v1"
+    assert manifest["sampling"]["temperature"] == 1.0
+    reported = CliRunner().invoke(app, ["report", str(run)])
+    assert "mini-math: paper v1 Claude-Sonnet-4.5-Think +6.6 [A]" in reported.output
+    assert "turns at most: 100 in the paper, 3 here" in reported.output
+    resumed = CliRunner().invoke(app, ["bench", "--resume", str(run), *words[2:5]])
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_the_word_paper_stands_for_its_six_sets() -> None:
+    from sandlot.cli.bench import _by_protocol
+
+    settings = resolve({"model": "openai/gpt-5"}, environ={})
+    words, settled, _ = _by_protocol("v3", ("paper", "mini"), settings)
+    assert words == (*protocol("v3").sets, "mini")
+    assert settled.judge == "openai/Qwen3-235B-A22B-Instruct-2507"
