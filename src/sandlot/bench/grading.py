@@ -26,6 +26,9 @@ from sandlot.tasks.base import TaskSet
 T = TypeVar("T")
 
 SCORE_S = 900.0
+JUDGED = ("judge", "cascade")
+"""Scorers that may ask a model."""
+
 _ANSWERS_S = 5.0  # a loop that lives turns within this
 
 
@@ -93,6 +96,10 @@ class Grader:
             for name, row in self._rows.items()
         }
         self._reference = Reference(self._tools) if self._options.reference else None
+
+    def knows(self, task_set: str) -> bool:
+        """Whether it scores this set."""
+        return task_set in self._scorers
 
     def scorer_of(self, task_set: str) -> Scorer:
         return self._scorers[task_set]
@@ -183,11 +190,14 @@ async def rescore(
     together: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Score every recorded episode again, without a model or a sandbox; gives how many.
+    """Score the recorded episodes of the grader's sets again, without a model or a sandbox.
+
+    Gives how many.
 
     The new scores are appended as they come, so that the last one counts.
     """
-    tasks, records = directory.tasks(), list(directory.episodes().values())
+    tasks = directory.tasks()
+    records = [r for r in directory.episodes().values() if grader.knows(r.episode.task_set)]
     limit, done = asyncio.Semaphore(together), 0
 
     async def one(record: EpisodeRecord) -> None:

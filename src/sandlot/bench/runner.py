@@ -31,7 +31,7 @@ from sandlot.bench.episodes import (
     models_of_settings,
     opener,
 )
-from sandlot.bench.grading import Grader, GradingOptions, score_episode
+from sandlot.bench.grading import JUDGED, Grader, GradingOptions, score_episode
 from sandlot.bench.limits import Throttle
 from sandlot.bench.meters import measure
 from sandlot.bench.plan import (
@@ -350,6 +350,12 @@ class _Grounds:
             on_judgement=directory.add_judgement,
         )
         rows = [loaded.row for loaded in plan.sets]
+        judged = [row.name for row in rows if row.scorer in JUDGED]
+        if judged and plan.settings.judge is None:
+            self.note(
+                f"{', '.join(judged)}: what only a judge can score stays missing; name one by "
+                "--judge now, or later by: sandlot score --judge"
+            )
         grader = Grader(rows, tools, GradingOptions(reference=plan.reference))
 
         async def controls(conditions: Sequence[Condition], scratch: Path) -> list[dict[str, Any]]:

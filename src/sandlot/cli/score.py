@@ -22,7 +22,9 @@ def score(
     run: Annotated[str, typer.Argument(metavar="DIR", help="A bench run, or `last`.")],
     judge: Annotated[
         str | None,
-        typer.Option("--judge", metavar="MODEL", help="Ask this judge; else only cached replies."),
+        typer.Option(
+            "--judge", metavar="MODEL", help="For sets that a judge scores; replies are cached."
+        ),
     ] = None,
     base_url: options.BaseUrl = None,
     reference: Annotated[
@@ -47,7 +49,7 @@ async def score_again(
 ) -> int:
     """Score every episode of a run directory with the scorers that its manifest names."""
     from sandlot.api import secrets_of
-    from sandlot.bench.grading import Grader, GradingOptions, rescore
+    from sandlot.bench.grading import JUDGED, Grader, GradingOptions, rescore
     from sandlot.bench.runner import judge_of
     from sandlot.core.codec import from_json
     from sandlot.core.redact import Redactor
@@ -57,6 +59,10 @@ async def score_again(
     if not directory.episodes():
         raise ConfigError(f"{directory.path} holds no finished episode to score")
     rows = [from_json(TaskSet, entry["row"]) for entry in directory.manifest["sets"].values()]
+    judged = [row.name for row in rows if row.scorer in JUDGED]
+    if settings.judge is None and judged:
+        say(f"{', '.join(judged)}: scored by a judge, so left as is; name one by --judge")
+        rows = [row for row in rows if row.scorer not in JUDGED]
     directory.writing(Redactor(secrets_of(settings, os.environ)))
     tools = ScoringTools(
         cache_dir=settings.cache_dir / "judgements",
