@@ -66,6 +66,8 @@ def _why(result: RunResult) -> str:
     if result.stop_reason is None:
         return "before its end (unfinished)"
     meaning = MEANINGS[result.stop_reason]
+    if result.stop_detail.startswith("sandbox died"):  # the detail says it again, with the cause
+        return f"{result.stop_reason.value}, the {result.stop_detail}"
     detail = f": {result.stop_detail}" if result.stop_detail else ""
     return f"{result.stop_reason.value}, {meaning}{detail}"
 
