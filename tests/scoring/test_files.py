@@ -433,7 +433,12 @@ def test_a_drawing_that_loads_something_says_what(tmp_path: Path) -> None:
     ):
         path.write_text(SVG.format(inner))
         assert not look(path, "svg", {"check": "self_contained"})["self_contained"][0], inner
-    for inner in ('<use href="#a"/>', '<rect fill="url(#g)"/>', '<a href="https://a.org"/>'):
+    for inner in (
+        "<rect fill=\"url( '#g' )\"/>",
+        '<use href="#a"/>',
+        '<rect fill="url(#g)"/>',
+        '<a href="https://a.org"/>',
+    ):
         path.write_text(SVG.format(inner))
         assert look(path, "svg", {"check": "self_contained"})["self_contained"][0], inner
 

@@ -76,12 +76,12 @@ def _pages(pdf: Pdf, *, count: Any) -> Finding:
 
 
 def _page_size(pdf: Pdf, *, mm: tuple[float, float]) -> Finding:
-    """Every page, to half a millimetre."""
+    """Every page, to a millimetre: libraries round paper sizes differently."""
     wrong = {
         f"{page.width / _POINTS_A_MM:.1f} x {page.height / _POINTS_A_MM:.1f} mm"
         for page in pdf.pages
-        if abs(page.width / _POINTS_A_MM - mm[0]) > 0.5
-        or abs(page.height / _POINTS_A_MM - mm[1]) > 0.5
+        if abs(page.width / _POINTS_A_MM - mm[0]) > 1.0
+        or abs(page.height / _POINTS_A_MM - mm[1]) > 1.0
     }
     said = f"page size: asked {mm[0]:g} x {mm[1]:g} mm"
     return Finding(not wrong, f"{said}, found {sorted(wrong)[:3]}" if wrong else said)
@@ -336,7 +336,7 @@ Event = dict[str, str]
 
 def read_calendar(path: Path) -> list[Event]:
     """The events of an iCalendar file, a table of fields each (parameters cut off)."""
-    text = re.sub(r"\r?\n[ \t]", "", _utf8(path))
+    text = re.sub(r"\r?\n[ \t]", "", _utf8(path).strip())
     lines = text.splitlines()
     if not lines or lines[0] != "BEGIN:VCALENDAR" or lines[-1] != "END:VCALENDAR":
         raise Refused("no calendar: BEGIN:VCALENDAR and END:VCALENDAR must be first and last")

@@ -289,12 +289,18 @@ def _decoded(file: Any, stream: Any) -> tuple[tuple[float, ...], tuple[bytes, ..
             raise Refused(f"frame {len(frames)} has no time")
         times.append(float(frame.time))
         frames.append(_small(frame))
-        lasting = float((frame.duration or 0) * frame.time_base)
-        end = max(end, float(frame.time) + lasting)
+        end = max(end, float(frame.time) + _lasting(frame, stream))
     if not frames:
         raise Refused("no frame that can be decoded")
     begin = times[0]
     return tuple(at - begin for at in times), tuple(frames), end - begin
+
+
+def _lasting(frame: Any, stream: Any) -> float:
+    """Seconds that a frame is shown: by itself, else by the rate of its track."""
+    if frame.duration:
+        return float(frame.duration * frame.time_base)
+    return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
 def _small(frame: Any) -> bytes:

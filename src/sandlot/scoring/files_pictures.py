@@ -30,7 +30,7 @@ _PIXELS = 40_000_000
 _FRAMES = 1000
 _ALL_PIXELS = 200_000_000
 _ELEMENTS = 50_000
-_OUTSIDE = re.compile(r"url\(\s*['\"]?\s*(?!#|data:)[^)]|@import", re.IGNORECASE)
+_OUTSIDE = re.compile(r"url\((?!\s*['\"]?\s*(?:#|data:))|@import", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
