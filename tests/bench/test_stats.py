@@ -157,13 +157,22 @@ def test_a_mean_of_nothing_is_refused() -> None:
 
 
 def test_an_interval_does_not_depend_on_how_its_clusters_are_drawn() -> None:
-    """Up to 256 clusters are drawn by bytes, more by choosing: the same spread comes of both."""
-    by_bytes = mean_of({f"{n:03d}": float(n % 5 < 2) for n in range(250)}).interval
-    chosen = mean_of({f"{n:03d}": float(n % 5 < 2) for n in range(260)}).interval
+    """Few kinds of clusters are drawn by bytes, many by choosing: the same spread comes of both."""
+    by_bytes = mean_of({f"{n:03d}": float(n % 5 < 2) for n in range(300)}).interval
+    chosen = mean_of({f"{n:03d}": (n % 5 < 2) + n * 1e-9 for n in range(300)}).interval
     assert by_bytes is not None
     assert chosen is not None
-    assert by_bytes.low == pytest.approx(chosen.low, abs=0.012)
-    assert by_bytes.high == pytest.approx(chosen.high, abs=0.012)
+    assert by_bytes.low == pytest.approx(chosen.low, abs=0.008)
+    assert by_bytes.high == pytest.approx(chosen.high, abs=0.008)
+
+
+def test_every_kind_is_drawn_as_often_as_it_is_there() -> None:
+    """Kinds whose edges lie inside a byte's 256th, one of them far smaller than that."""
+    values = {f"{n:04d}": 0.0 if n < 333 else 5.0 if n == 333 else 1.0 for n in range(1000)}
+    interval = mean_of(values, draws=4000).interval
+    assert interval is not None
+    middle = (interval.low + interval.high) / 2
+    assert middle == pytest.approx(0.671, abs=0.003)
 
 
 def test_clusters_of_unequal_size_are_drawn_whole() -> None:

@@ -28,7 +28,7 @@ from sandlot.bench.report import (
 from sandlot.bench.stats import Difference
 
 _FLIPS_SHOWN, _FLIPS_OPEN = 300, 60
-_TURNS_SHOWN = 30
+_TURNS_LEAST, _TURNS_SHOWN = 8, 30
 _SET_COLUMNS = ("task set", "items", "scorer", "source", "licence", "digest")
 _UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=(?:s|min|h|%|points)\b|%)"), "\u00a0"
 _UNITS = {
@@ -459,7 +459,8 @@ def _turns(report: Report) -> str:
     arms = [arm for arm in report.overall.arms if any(int(n) > 1 for n in arm.use.turn_counts)]
     if not arms:
         return ""
-    bins = min(_TURNS_SHOWN, max(int(n) for arm in arms for n in arm.use.turn_counts))
+    longest = max(int(n) for arm in arms for n in arm.use.turn_counts)
+    bins = min(_TURNS_SHOWN, max(_TURNS_LEAST, longest))
     peak = max(_highest_bar(arm.use.turn_counts, bins) for arm in arms)
     strips = "".join(
         f"<div><h3>{text(arm.arm)}<br><small>{_turn_figures(arm)}</small></h3>"

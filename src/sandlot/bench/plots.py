@@ -165,11 +165,12 @@ def bar(share: float | None, css: str, figure: str) -> str:
 
 
 def histogram(counts: Mapping[str, int], css: str, bins: int, label: str, peak: float) -> str:
-    """Bars of the counts of whole numbers from 0 up to `bins`, the last one open above.
+    """Bars of the counts of whole numbers from 0 up to `bins`, the last one open above if need be.
 
     `peak` is the share that fills the height, so that several can be compared.
     """
     total = sum(counts.values())
+    more = "+" if any(int(at) > bins for at in counts) else ""
     bars = []
     for number in range(bins + 1):
         count = sum(
@@ -180,11 +181,11 @@ def histogram(counts: Mapping[str, int], css: str, bins: int, label: str, peak: 
         bars.append(
             f'<rect x="{x + 0.15:.2f}%" width="{100 / (bins + 1) - 0.3:.2f}%" '
             f'y="{70 - tall:.1f}" height="{tall:.1f}">'
-            f"<title>{number}{'+' if number == bins else ''} turns: {count}</title></rect>"
+            f"<title>{number}{more if number == bins else ''} turns: {count}</title></rect>"
         )
     named = "".join(
         f'<text x="{100 * (n + 0.5) / (bins + 1):.2f}%" y="84" class="tick" '
-        f'text-anchor="middle">{n}{"+" if n == bins else ""}</text>'
+        f'text-anchor="middle">{n}{more if n == bins else ""}</text>'
         for n in _whole_ticks(bins)
     )
     return (
@@ -287,7 +288,9 @@ def _dot_name(dot: Dot, x: float, y: float, taken: list[_Box]) -> str:
         and place[0].right <= 100
         and not any(place[0].meets(other) for other in taken)
     ]
-    box, anchor, dx, dy = (free or places)[0]
+    if not free:  # hovering still names it
+        return ""
+    box, anchor, dx, dy = free[0]
     taken.append(box)
     return (
         f'<text x="{x:.2f}%" y="{y:.1f}" dx="{dx}" dy="{dy}" text-anchor="{anchor}" '

@@ -13,6 +13,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
@@ -187,7 +189,7 @@ def _bootstrap(groups: Sequence[Sequence[float]], seed: int, draws: int) -> Inte
     rng = random.Random(seed)
     pairs = [(math.fsum(group), len(group)) for group in groups]
     kinds = sorted(set(pairs))
-    if len(pairs) <= _BYTE and len(kinds) <= _FEW_KINDS:
+    if len(kinds) <= _FEW_KINDS:
         means = list(_means_by_bytes(pairs, kinds, rng, draws))
     elif len({size for _, size in pairs}) == 1:
         totals, drawn = [total for total, _ in pairs], sum(size for _, size in pairs)
@@ -207,20 +209,32 @@ def _means_by_bytes(
 ) -> Iterator[float]:
     """Means of whole draws, by how many clusters of each kind are in them.
 
-    Clusters with the same total and size need not be told apart, and one random byte draws one of
-    up to 256 of them (bytes that would favour some are thrown away): ten times faster than
+    Clusters with the same total and size need not be told apart. A random byte stands for a 256th
+    of the line on which the kinds lie one after the other; nearly every byte lies within one kind,
+    and the few that lie across an edge draw a number within it. Exact, and ten times faster than
     choosing from a list.
     """
     n, numbers = len(pairs), range(len(kinds))
-    code = {kind: number for number, kind in enumerate(kinds)}
-    table = bytes(code[pairs[byte % n]] for byte in range(_BYTE))
-    unfair = bytes(range(_BYTE // n * n, _BYTE))
+    each = Counter(pairs)
+    edges = list(itertools.accumulate(each[kind] for kind in kinds))
+    firsts = [bisect_right(edges, n * byte / _BYTE) for byte in range(_BYTE)]
+    across = {
+        byte: len(kinds) + number
+        for number, byte in enumerate(
+            byte for byte in range(_BYTE) if edges[firsts[byte]] < n * (byte + 1) / _BYTE
+        )
+    }
+    table = bytes(across.get(byte, firsts[byte]) for byte in range(_BYTE))
     totals, sizes = zip(*kinds, strict=True)
     drawn, at = b"", 0
     for _ in range(draws):
-        while len(drawn) < at + n:
-            drawn, at = drawn[at:] + rng.randbytes(64 * n).translate(table, unfair), 0
+        if len(drawn) < at + n:
+            drawn, at = rng.randbytes(64 * n).translate(table), 0
         counts = [drawn.count(number, at, at + n) for number in numbers]
+        for byte, code in across.items():
+            for _ in range(drawn.count(code, at, at + n)):
+                place = bisect_right(edges, n * (byte + rng.random()) / _BYTE)
+                counts[min(place, len(kinds) - 1)] += 1  # the sum may be rounded up to the end
         yield sum(map(mul, counts, totals)) / sum(map(mul, counts, sizes))
         at += n
 
