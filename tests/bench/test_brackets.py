@@ -31,7 +31,6 @@ def wrong(job: Job) -> str:
     return TEXTS[task.id][1] if task.id in TEXTS else "ANSWER: no such thing at all"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("said", "score"), [(right, 1.0), (wrong, 0.0)])
 async def test_scores_of_mini_are_bracketed_in_all_six_domains_and_both_modes(
     tmp_path: Path, said, score: float
@@ -42,13 +41,14 @@ async def test_scores_of_mini_are_bracketed_in_all_six_domains_and_both_modes(
 
     sets = mini(tmp_path)
     directory = await Experiment(plan(tmp_path, *sets, concurrency=32), script).run()
+    records = directory.episodes()
     found: dict[tuple[str, str], set[float | None]] = {}
     for (episode, _), record in directory.scores().items():
-        domain = directory.episodes()[episode].domain or ""
+        domain = records[episode].domain or ""
         found.setdefault((domain, episode.arm), set()).add(record.score.value)
     assert found == {(domain, arm): {score} for domain in DOMAINS for arm in ("llm", "sandbox")}
     assert len(directory.scores()) == 300
-    assert {record.label for record in directory.episodes().values()} == {
+    assert {record.label for record in records.values()} == {
         "computer-favouring",
         "neutral",
         "computer-hostile",
