@@ -15,8 +15,8 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,21 +134,23 @@ class RayExecutor:
     async def _follow(self, job: Job, recorder: Recorder, sink: EventSink) -> Trajectory:
         await asyncio.to_thread(shutil.rmtree, job.files, ignore_errors=True)
         trajectory: Trajectory | None = None
-        async for sent in self._sent(await asyncio.to_thread(_portable, job)):
-            if isinstance(sent, _Failed):
-                raise sent.kind(sent.message)
-            if isinstance(sent, _FilePart):
-                await asyncio.to_thread(_append, job.files, sent)
-            elif isinstance(sent, Trajectory):
-                trajectory = sent
-            else:
-                recorder(sent)
-                sink(sent)
+        portable = await asyncio.to_thread(_portable, job)
+        async with aclosing(self._sent(portable)) as arriving:
+            async for sent in arriving:
+                if isinstance(sent, _Failed):
+                    raise sent.kind(sent.message)
+                if isinstance(sent, _FilePart):
+                    await asyncio.to_thread(_append, job.files, sent)
+                elif isinstance(sent, Trajectory):
+                    trajectory = sent
+                else:
+                    recorder(sent)
+                    sink(sent)
         if trajectory is None:
             raise SandboxError("the node of this episode sent no end of it")
         return trajectory
 
-    async def _sent(self, job: Job) -> AsyncIterator[_Sent]:
+    async def _sent(self, job: Job) -> AsyncGenerator[_Sent, None]:
         from ray.exceptions import RayError
 
         stream: Any = self._play.remote(job, self._redactor, self._workshop)
