@@ -86,5 +86,8 @@ async def test_a_disk_in_an_image_is_filled_without_a_death_and_is_gone_with_the
         assert "No space left on device" in result.stderr
         assert int(result.stdout) > 250 * MIB
         await alive(box)
+        await box.exec("rm fill; echo kept > kept")
+        async with await box.fork() as twin:
+            assert (await twin.exec("cat kept")).stdout == "kept\n"
     loops = Path("/sys/block").glob("loop*/loop/backing_file")
     assert not [path for path in loops if str(os.getpid()) in path.read_text()]

@@ -298,7 +298,8 @@ class BubblewrapSandbox:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        if self._inner is None:  # a fork has been started already
+            await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -469,6 +470,7 @@ class _Inner:
             os.write(out, info.tobuf() + data + bytes(-len(data) % 512))
             words = ["tar", "-c", "--sparse", "--xattrs", "--xattrs-include=*", "--numeric-owner"]
             words += ["--anchored", "--no-wildcards-match-slash", "--exclude=./*/work"]
+            words += ["--exclude=./lost+found"]  # of an ext4 image: the inside has no id to read it
             words += [f"--exclude=./root/upper{_OUTPUT_DIR}", "-f", "-", "."]
             disk = Path(f"/proc/self/fd/{self._fds['disk']}")
             with tree.held_still({1, self._shell.pid}):
