@@ -223,7 +223,8 @@ class RestrictedSandbox:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        if self._life is None:  # a fork has been started already
+            await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
