@@ -26,6 +26,8 @@ from sandlot.bench.records import Episode
 from sandlot.bench.store import BenchDirectory
 from sandlot.core.errors import ConfigError, ModelError, RecordError, SandboxUnavailable
 from sandlot.core.types import StopReason
+from sandlot.models.fake_server import FakeOpenAIServer, FakeRequest, Status, reply
+from sandlot.models.openai_chat import OpenAIChatModel
 from sandlot.models.scripted import bash
 from sandlot.sandbox.fake import FakeSandbox
 
@@ -321,3 +323,29 @@ async def test_two_processes_do_not_write_to_one_run(tmp_path: Path) -> None:
 async def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two task sets are named 'tiny'"):
         await Experiment(plan(tmp_path, task_set(), task_set())).run()
+
+
+async def test_a_server_that_is_overrun_is_asked_by_fewer_and_waiting_is_not_model_time(
+    tmp_path: Path,
+) -> None:
+    asked = 0
+
+    def answer(request: FakeRequest) -> Status | dict[str, object]:
+        nonlocal asked
+        asked += 1
+        if asked <= 6:
+            return Status(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.2"})
+        return reply("ANSWER: 42")
+
+    loaded = task_set(*(task(f"t{n}") for n in range(12)))
+    experiment = Experiment(plan(tmp_path, loaded, arms="llm", concurrency=6))
+    async with FakeOpenAIServer(answer) as server:
+        model = OpenAIChatModel("m", base_url=server.base_url, api_key="x")
+        experiment.wrapped = lambda job, scripted: model
+        directory = await experiment.run()
+        await model.close()
+    assert set(values(directory).values()) == {1.0}
+    assert min(state.limit for state in experiment.states) == 3
+    waited = [r.meters.waiting_s for r in directory.episodes().values() if r.meters.waiting_s > 0]
+    assert len(waited) == 6
+    assert all(seconds >= 0.19 for seconds in waited)
