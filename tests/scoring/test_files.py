@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import sys
 import time
@@ -24,7 +25,8 @@ from sandlot.core.errors import ConfigError
 from sandlot.core.types import Score, Task
 from sandlot.scoring.base import Candidate, ScoringTools
 from sandlot.scoring.files import FilesScorer
-from sandlot.scoring.files_child import answer, guarded
+from sandlot.scoring.files_child import KINDS, answer, guarded
+from sandlot.scoring.files_page import CHECKS as PAGE_CHECKS
 from sandlot.scoring.registry import load_scorer
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
@@ -551,6 +553,14 @@ async def test_without_a_browser_the_score_of_a_page_is_missing_not_0(
     assert score.value is None
     assert score.missing is not None
     assert score.missing.startswith("a.html: no Chromium on this machine")
+
+
+def test_the_docs_name_every_kind_and_every_check() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "create.md").read_text("utf-8")
+    kinds = {**{name: kind.checks for name, kind in KINDS.items()}, "page": PAGE_CHECKS}
+    for name, checks in kinds.items():
+        (line,) = [row for row in page.splitlines() if row.startswith(f"| `{name}`")]
+        assert set(re.findall(r"`(\w+)`", line)) == {name, *checks}
 
 
 def test_the_scorer_imports_no_library_of_the_extra(tmp_path: Path) -> None:

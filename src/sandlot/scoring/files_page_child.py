@@ -43,6 +43,7 @@ SETTLE_S = 0.7
 
 _START_S = 30.0
 _ANSWER_S = 5.0
+_END_S = 3.0
 _CPU_S = 60
 _PAGE_BYTES = 10 * MIB
 _MESSAGE_BYTES = 32 * MIB
@@ -194,8 +195,11 @@ def _started(browser: str, wall: tuple[str, ...], path: Path, scratch: Path) -> 
     finally:
         os.close(orders)
         os.close(events)
-        process.kill()
-        process.wait()
+        try:
+            process.wait(_END_S)  # a browser ends when its pipe does, and clears up
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _high_pipe() -> tuple[int, int]:

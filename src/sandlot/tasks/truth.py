@@ -57,6 +57,20 @@ def _is_checks(target: Any) -> bool:
     )
 
 
+def _is_files(target: Any) -> bool:
+    files = target.get("files") if isinstance(target, dict) else None
+    return (
+        isinstance(files, list | tuple)
+        and bool(files)
+        and all(
+            isinstance(file, dict)
+            and isinstance(file.get("path"), str)
+            and isinstance(file.get("kind"), str)
+            for file in files
+        )
+    )
+
+
 def _is_ifbench(target: Any) -> bool:
     table = _from_json(target)
     if not isinstance(table, dict):
@@ -83,6 +97,7 @@ _TEXT = ("a text, a number or a list of those", _is_text)
 _WANTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "cascade": _TEXT,
     "choice": ("a letter, or letters as a text or list", _is_letters),
+    "files": ('an object {"files": [{"path": …, "kind": …, "checks": […]}]}', _is_files),
     "ifbench": (
         "an object (or its JSON text) with as many `instruction_id_list` as `kwargs`",
         _is_ifbench,
