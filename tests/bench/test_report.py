@@ -134,6 +134,12 @@ def test_marked_items_are_left_out_of_the_second_difference(tmp_path: Path) -> N
     assert found.unmarked is not None
     assert (found.difference.value, found.unmarked.value) == (0.5, 0.0)
     assert report.marks == {"math/a": ("truth seen",)}
+    llm = report.overall.arm("llm")
+    assert llm is not None
+    assert llm.score is not None
+    assert llm.unmarked is not None
+    assert (llm.score.value, llm.unmarked.value, llm.unmarked.items) == (0.5, 1.0, 1)
+    assert "Marked by the contamination guard" in plain(tables(report))
 
 
 def test_the_gain_is_given_for_each_label(tmp_path: Path) -> None:

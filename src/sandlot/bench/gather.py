@@ -234,18 +234,16 @@ def _in_order(runs: Sequence[Run]) -> Iterator[tuple[Episode, Try, Run]]:
 
 
 def _merged(item: Item | None, record: EpisodeRecord) -> Item:
-    """The item with this record's marks added."""
+    """The item with what this record says of it: its marks are added, the rest is filled in."""
     episode = record.episode
-    cluster = f"{episode.task_set}/{record.cluster}" if record.cluster is not None else None
-    marks = item.marks if item is not None else ()
-    return Item(
-        key=item_key(episode),
-        task_set=episode.task_set,
-        id=episode.item,
-        domain=record.domain,
-        label=record.label,
-        cluster=cluster,
-        marks=tuple(dict.fromkeys((*marks, *record.marks))),
+    known = item or Item(item_key(episode), episode.task_set, episode.item)
+    cluster = None if record.cluster is None else f"{episode.task_set}/{record.cluster}"
+    return replace(
+        known,
+        domain=known.domain or record.domain,
+        label=known.label or record.label,
+        cluster=known.cluster or cluster,
+        marks=tuple(dict.fromkeys((*known.marks, *record.marks))),
     )
 
 

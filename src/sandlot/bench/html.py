@@ -623,25 +623,31 @@ def _marks(report: Report) -> str:
     )
     if not report.marks:
         return _section("Contamination", why, '<p class="none">No item was marked.</p>')
-    rows = [
-        (
-            _name_of(section),
-            str(section.marked),
-            words.difference(each.difference),
-            words.difference(each.unmarked),
-        )
-        for section in _with_all(report)
-        if report.main is not None
-        and (each := section.comparison(*report.main)) is not None
-        and section.marked
-    ]
+    rows = [row for section in _with_all(report) if section.marked for row in _unmarked(section)]
+    if report.main is not None:
+        rows += [row for section in _with_all(report) for row in _unmarked_gain(report, section)]
     listed = [(key, ", ".join(marks)) for key, marks in report.marks.items()]
     return _section(
         "Contamination",
         why,
-        _table(("", "marked", "difference, all", "without the marked"), rows)
+        _table(("set", "marked", "", "all items", "without the marked"), rows)
         + _details(f"{len(listed)} marked items", _table(("item", "why"), listed)),
     )
+
+
+def _unmarked(section: Section) -> Iterable[tuple[str, ...]]:
+    for arm in section.arms:
+        means = (words.score(arm.score), words.score(arm.unmarked))
+        yield _name_of(section), str(section.marked), arm.arm, *means
+
+
+def _unmarked_gain(report: Report, section: Section) -> Iterable[tuple[str, ...]]:
+    assert report.main is not None
+    found = section.comparison(*report.main)
+    if found is not None and section.marked:
+        name = f"{found.second} − {found.first}"
+        gains = (words.difference(found.difference), words.difference(found.unmarked))
+        yield _name_of(section), str(section.marked), name, *gains
 
 
 def _paper(report: Report) -> str:

@@ -90,9 +90,10 @@ class Use:
 class ArmReport:
     """One arm over a section's items.
 
-    `score` is None where nothing was scored; its bounds count missing repeats too. `missing` is
-    episodes without a score, by reason; `no_answer` those that were worth 0 for want of an answer.
-    `reference` is what the published package gives, None where it is not installed.
+    `score` is None where nothing was scored; its bounds count missing repeats too. `unmarked` is
+    the score without the items that the contamination guard marked. `missing` is episodes without
+    a score, by reason; `no_answer` those that were worth 0 for want of an answer. `reference` is
+    what the published package gives, None where it is not installed.
     """
 
     arm: str
@@ -100,6 +101,7 @@ class ArmReport:
     ended: int
     scored: int
     score: Mean | None
+    unmarked: Mean | None
     missing: Mapping[str, int]
     no_answer: int
     reference: Mean | None
@@ -355,12 +357,17 @@ def _arm(evidence: Evidence, arm: str, keys: Sequence[str]) -> ArmReport:
     tries = [each for key in keys for each in by_item.get(key, ())]
     values = evidence.values(arm, keys)
     references = _references(by_item, keys)
+    score = _score(evidence, arm, keys, values)
+    unmarked = [key for key in keys if not evidence.items[key].marks]
     return ArmReport(
         arm=arm,
         planned=sum(evidence.repeats[evidence.items[key].task_set] for key in keys),
         ended=len(tries),
         scored=sum(each.value is not None for each in tries),
-        score=_score(evidence, arm, keys, values),
+        score=score,
+        unmarked=score
+        if len(unmarked) == len(keys)
+        else _score(evidence, arm, unmarked, evidence.values(arm, unmarked)),
         missing=dict(evidence.missing(arm, keys).most_common()),
         no_answer=sum(each.no_answer for each in tries),
         reference=_mean(evidence, references, len(keys)) if references else None,

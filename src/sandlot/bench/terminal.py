@@ -45,6 +45,7 @@ def tables(report: Report) -> list[Table]:
         _labels(sections),
         _use(report.overall.arms),
         _missing(sections),
+        _marked(sections),
         _flips(report),
     ]
     return [table for table in found if table.rows]
@@ -211,6 +212,26 @@ def _bounds(arm: ArmReport) -> str:
     if arm.score is None:
         return "0.0 to 100.0"
     return f"{words.percent(arm.score.bounds[0])} to {words.percent(arm.score.bounds[1])}"
+
+
+def _marked(sections: Sequence[Section]) -> Table:
+    """Scores and gains with and without the items that the contamination guard marked."""
+    marked = [section for section in sections if section.marked]
+    rows = [
+        (section.name, str(section.marked), *row)
+        for section in marked
+        for row in _with_out(section)
+    ]
+    columns = ("set", "marked", "", "all items", "without the marked")
+    return Table("Marked by the contamination guard", columns, tuple(rows), 3)
+
+
+def _with_out(section: Section) -> Iterator[tuple[str, str, str]]:
+    for arm in section.arms:
+        yield arm.arm, words.score(arm.score), words.score(arm.unmarked)
+    for each in filter(_whole, section.comparisons):
+        name = f"{each.second} − {each.first}"
+        yield name, words.difference(each.difference), words.difference(each.unmarked)
 
 
 def _flips(report: Report) -> Table:
