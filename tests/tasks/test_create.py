@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from sandbox.backends import proved_maker
+from sandlot.agent.prompts import load_profile
+from sandlot.agent.rollout import run_rollout
 from sandlot.core.types import Score, Task
+from sandlot.models.scripted import ScriptedModel, bash, submit
 from sandlot.sandbox.contract import MakeSandbox, opened
 from sandlot.sandbox.policy import Network, NetworkMode, Policy
 from sandlot.scoring.base import Candidate, ScoringTools
@@ -213,6 +216,42 @@ async def test_scripts_in_a_real_sandbox_bracket_every_scorer(
                     assert score.details["failed"] == ([ONE_WRONG[task.id]] if miss else [])
     finally:
         await scorer.close()
+
+
+TONE = """
+python3 - <<'END'
+import math, struct, wave
+with wave.open('/testbed/output/tone.wav', 'wb') as file:
+    file.setnchannels(1); file.setsampwidth(2); file.setframerate(44100)
+    wave = [round(16000 * math.sin(2 * math.pi * 440 * n / 44100)) for n in range(88200)]
+    file.writeframes(struct.pack('<88200h', *wave))
+END
+"""
+
+
+@pytest.mark.sandbox
+@pytest.mark.slow
+async def test_a_rollout_with_the_sets_own_profile_leaves_what_the_scorer_looks_for(
+    tools: ScoringTools, tmp_path: Path, make_sandbox: MakeSandbox
+) -> None:
+    loaded = load(tmp_path / "cache")
+    (task,) = (task for task in loaded.tasks if task.id == "create-13")
+    profile = load_profile(loaded.row.profile)
+    model = ScriptedModel(
+        bash(TONE), bash(f"echo 'a tone of 440 Hz' > {profile.answer_file}"), submit()
+    )
+    output = tmp_path / "output"
+    async with opened(make_sandbox, Policy(network=Network(NetworkMode.NONE))) as sandbox:
+        trajectory = await run_rollout(
+            task, model=model, sandbox=sandbox, profile=profile, output_dir=output
+        )
+    assert sorted(path.name for path in output.iterdir()) == ["answer.txt", "tone.wav"]
+    scorer = FilesScorer(tools, helpers=1)
+    try:
+        score = await scorer.score(Candidate(task, trajectory.answer, output))
+    finally:
+        await scorer.close()
+    assert score.value == 1.0, told(score)
 
 
 async def made_inside(
