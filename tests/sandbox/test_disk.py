@@ -16,7 +16,7 @@ from sandlot.sandbox.policy import GIB, MIB, Limits
 @pytest.fixture
 def with_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "_can_mount_images", lambda: True)
-    monkeypatch.setattr(disk, "_machine_memory", lambda: 16 * GIB)
+    monkeypatch.setattr(disk, "machine_memory", lambda: 16 * GIB)
 
 
 @pytest.mark.usefixtures("with_loop")

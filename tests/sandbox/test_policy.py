@@ -177,3 +177,12 @@ def test_an_accepted_exception_is_marked_and_nothing_else_is(word: str) -> None:
 def test_a_default_that_does_not_hold_falls_back_without_a_mark() -> None:
     (row,) = settle_enforcement(Policy(), [Enforcement("memory", "watchdog", False)])
     assert not row.accepted
+
+
+def test_every_refused_limit_is_named_at_once() -> None:
+    rows = [Enforcement(name, "none", False) for name in ("memory", "cpus", "disk")]
+    policy = Policy(
+        asked=frozenset({"memory_bytes", "cpus", "disk_bytes"}), accepted=frozenset({"disk"})
+    )
+    with pytest.raises(PolicyNotEnforceable, match=r"limit on memory, cpus was.*memory,cpus"):
+        settle_enforcement(policy, rows)

@@ -40,13 +40,21 @@ from sandlot.sandbox.base import (
     base_environment,
 )
 from sandlot.sandbox.cgroups import Cgroup
-from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image, tmpfs_bytes
+from sandlot.sandbox.disk import (
+    Disk,
+    choose_disk,
+    disk_row,
+    machine_memory,
+    make_image,
+    tmpfs_bytes,
+)
 from sandlot.sandbox.files import SandboxFiles
 from sandlot.sandbox.host import BubblewrapHost, _ticks
 from sandlot.sandbox.launch import Channel, LauncherReply, settle
 from sandlot.sandbox.meters import CommandGauge, MemoryWatchdog, Use
 from sandlot.sandbox.output import OutputStream
 from sandlot.sandbox.policy import (
+    GIB,
     MIB,
     Enforcement,
     Limits,
@@ -226,6 +234,7 @@ class BubblewrapSandbox:
         )
 
     async def snapshot(self, target: Path) -> None:
+        target = Path(target)
         async with self._queue:
             exports = await self._exec("export -p")
             where = await self._exec("pwd -P")
@@ -783,7 +792,12 @@ def _enforcement(
         Enforcement("network", f"network namespace, {policy.network.mode.value}", True),
     ]
     if limits.memory_bytes is not None:
-        if _has(group, "memory"):
+        if limits.memory_bytes > machine_memory():
+            note = f"this machine has {machine_memory() / GIB:.1f} GiB in all"
+            rows.append(
+                Enforcement("memory", own if _has(group, "memory") else "none", False, note)
+            )
+        elif _has(group, "memory"):
             rows.append(Enforcement("memory", own, True, "files written inside count too"))
         else:
             rows.append(

@@ -16,6 +16,7 @@ from sandlot.sandbox.delegation import delegated_folder, divide, scope_folder, s
 from sandlot.sandbox.policy import Limits
 
 _PERIOD_US = 100_000
+_MOST_PIDS = 4_194_304  # PID_MAX_LIMIT of the kernel
 _MOUNTS = Path("/sys/fs/cgroup")
 # Missing where the kernel does not count swap, or has none.
 _OPTIONAL = frozenset({"memory.swap.max", "memory.memsw.limit_in_bytes"})
@@ -218,9 +219,10 @@ def _settings(version: int, limits: Limits) -> Iterable[tuple[str, str, str]]:
         else:
             yield "memory", "memory.swap.max", "0"
     if limits.processes is not None:
-        yield "pids", "pids.max", str(limits.processes)
+        yield "pids", "pids.max", str(min(limits.processes, _MOST_PIDS))
     if limits.cpus is not None:
-        quota = max(1000, int(limits.cpus * _PERIOD_US))
+        # More than there are is no limit, and the kernel refuses numbers far beyond.
+        quota = max(1000, int(min(limits.cpus, os.cpu_count() or 1) * _PERIOD_US))
         if version == 1:
             yield "cpu", "cpu.cfs_period_us", str(_PERIOD_US)
             yield "cpu", "cpu.cfs_quota_us", str(quota)

@@ -1538,6 +1538,14 @@ async def _(box: Sandbox) -> None:
     await alive(box)
 
 
+@_check("entering a fork does not start it a second time")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        await box.write_file("f", b"1")
+        async with await box.fork() as twin:
+            equal(await twin.read_file("f"), b"1", "the file in the fork")
+
+
 @_check("a fork outlives the sandbox that it came from", "processes")
 async def _(make: MakeSandbox) -> None:
     async with opened(make) as box:

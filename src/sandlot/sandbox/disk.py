@@ -32,7 +32,7 @@ def choose_disk(limits: Limits, folder: Path, *, by_root: bool) -> Disk:
     size = limits.disk_bytes
     if size is None or not by_root or not _can_mount_images():
         return Disk.MEMORY
-    fits = size <= _machine_memory() // 4
+    fits = size <= machine_memory() // 4
     if limits.memory_bytes is not None:
         fits = fits and size <= limits.memory_bytes // 2
     return Disk.MEMORY if fits or free_bytes(folder) < size else Disk.IMAGE
@@ -54,8 +54,8 @@ def disk_row(disk: Disk, limits: Limits, *, counted: bool) -> Enforcement:
     size = tmpfs_bytes(limits, counted=counted)
     if disk is Disk.IMAGE or size is None or limits.disk_bytes is None:
         return Enforcement("disk", disk.value, True)
-    if size > _machine_memory():
-        note = f"this machine has {_machine_memory() / GIB:.0f} GiB of memory to hold files in"
+    if size > machine_memory():
+        note = f"this machine has {machine_memory() / GIB:.0f} GiB of memory to hold files in"
         return Enforcement("disk", disk.value, False, note)
     note = "files count as memory" if counted else "files are held in memory"
     if size < limits.disk_bytes:
@@ -113,5 +113,5 @@ def _can_mount_images() -> bool:
     return os.access("/dev/loop-control", os.R_OK | os.W_OK) and bool(shutil.which("mkfs.ext4"))
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -234,7 +234,8 @@ class FakeSandbox:
         self._died.set()
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        if not self.started:  # a fork has been started already
+            await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

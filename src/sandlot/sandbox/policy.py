@@ -27,7 +27,7 @@ _WORD = {
 }
 _CEILINGS = tuple(name for name in _WORD if name != "network")
 # Below these no shell starts, and the error would be a riddle.
-_LEAST = {"memory_bytes": 8 * MIB, "processes": 4, "open_files": 16, "disk_bytes": 64 * 1024}
+_LEAST = {"memory_bytes": 8 * MIB, "processes": 6, "open_files": 16, "disk_bytes": 64 * 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,20 +241,24 @@ def settle_enforcement(policy: Policy, rows: Iterable[Enforcement]) -> tuple[Enf
     """The rows as they are recorded: each exception that the user accepted is marked.
 
     Raises:
-        PolicyNotEnforceable: a limit that was asked for does not hold and was not accepted.
+        PolicyNotEnforceable: limits that were asked for do not hold and were not accepted.
     """
     asked = {_WORD.get(name, name) for name in policy.asked}
-    settled = []
-    for row in rows:
-        accepted = not row.holds and bool({row.promise, "all"} & policy.accepted)
-        if row.promise in asked and not row.holds and not accepted:
-            reason = f" ({row.note})" if row.note else ""
-            raise PolicyNotEnforceable(
-                f"the limit on {row.promise} was asked for, but this machine cannot enforce it"
-                f"{reason}. Leave it out, or accept that with "
-                f"--accept-unenforced {shlex.quote(row.promise)}"
-            )
-        settled.append(replace(row, accepted=accepted))
+    settled = [
+        replace(row, accepted=not row.holds and bool({row.promise, "all"} & policy.accepted))
+        for row in rows
+    ]
+    refused = [
+        row for row in settled if row.promise in asked and not row.holds and not row.accepted
+    ]
+    if refused:
+        names = ",".join(row.promise for row in refused)
+        reasons = "; ".join(f"{row.promise}: {row.note}" for row in refused if row.note)
+        raise PolicyNotEnforceable(
+            f"the limit on {names.replace(',', ', ')} was asked for, but this machine cannot "
+            f"enforce it{f' ({reasons})' if reasons else ''}. Leave it out, or accept that with "
+            f"--accept-unenforced {shlex.quote(names)}"
+        )
     return tuple(settled)
 
 
