@@ -57,6 +57,14 @@ def test_a_folder_that_is_no_bench_run_is_a_usage_error(tmp_path: Path) -> None:
     assert "not a run directory" in done.output
 
 
+def test_a_run_is_found_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDLOT_RUNS", str(run.parent))
+    assert call("report", "last", "--display", "none").exit_code == 0
+    missing = call("report", "nowhere")
+    assert missing.exit_code == 2
+    assert "was not found" in missing.output
+
+
 def test_two_runs_are_compared(run: Path, tmp_path: Path) -> None:
     other = write_sample(tmp_path / "others", items=2, arms=("llm",), model="sample/other").path
     done = call("compare", run, other)

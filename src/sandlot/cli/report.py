@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sandlot.bench.terminal import Table
 
 Directories = Annotated[
-    list[Path], typer.Argument(metavar="DIR…", help="Bench runs: of other sets or other arms.")
+    list[Path],
+    typer.Argument(metavar="DIR…", help="Bench runs of other sets or other arms; or `last`."),
 ]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page.")
@@ -47,6 +48,7 @@ def report(
     """
     from sandlot.bench.report import build_report, to_document, write_report
 
+    directories = [place_of(directory) for directory in directories]
     found = build_report(directories, measure_again=measure_again)
     if len(directories) == 1:
         write_report(found, directories[0] / "report.json")
@@ -67,6 +69,15 @@ def report(
         print(json.dumps(to_document(found), ensure_ascii=False))
         return
     show(found, display)
+
+
+def place_of(directory: Path) -> Path:
+    """The folder itself, else the run of this name in the runs folder, or the newest for `last`."""
+    from sandlot.settings import resolve
+
+    if directory.exists():
+        return directory
+    return options.find_run(str(directory), Path(resolve().runs)).path
 
 
 def show(found: Report, display: str | None) -> None:
