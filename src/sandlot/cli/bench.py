@@ -274,7 +274,10 @@ def show_end(directory: BenchDirectory, state: Progress, display: str, *, as_jso
         report([directory.path], display=display)
         print(f"run: {directory.path}")
         return
-    arms = {name: {"mean": arm.mean, "scored": arm.scored} for name, arm in state.arms.items()}
+    arms = {
+        name: {"mean": None if arm.mean is None else round(arm.mean, 6), "scored": arm.scored}
+        for name, arm in state.arms.items()
+    }
     shown = {
         "directory": str(directory.path),
         "done": state.done,
@@ -282,7 +285,7 @@ def show_end(directory: BenchDirectory, state: Progress, display: str, *, as_jso
         "failed": state.failed,
         "arms": arms,
         "tokens": state.tokens,
-        "cost_usd": state.cost_usd,
+        "cost_usd": None if state.cost_usd is None else round(state.cost_usd, 6),
     }
     print(json.dumps(shown))
 
@@ -333,11 +336,15 @@ class Bar:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._next = 0.0
+        self._ended = False
 
     def show(self, state: Progress) -> None:
-        if self._clock() >= self._next or state.done == state.total:
-            self._next = self._clock() + self.every_s
-            say(progress_line(state))
+        whole = state.done == state.total
+        if self._ended or not (whole or self._clock() >= self._next):
+            return
+        self._ended = whole and not state.running
+        self._next = self._clock() + self.every_s
+        say(progress_line(state))
 
     def note(self, text: str) -> None:
         say(text)
