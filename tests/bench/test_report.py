@@ -322,3 +322,14 @@ def test_rich_draws_what_looks_like_markup_as_text(tmp_path: Path) -> None:
     out = StringIO()
     Console(file=out, width=200).print(*rich_tables(tables(report)))
     assert "math/[red]a[/red]" in out.getvalue()
+
+
+def test_broken_unicode_of_a_model_or_a_task_reaches_every_form_of_the_report(
+    tmp_path: Path,
+) -> None:
+    run = run_of(tmp_path, pair("x\ud800", 0.25, 0.5, answer="\udcff" * 1000))
+    report = build_report([run])
+    write_report(report, run / "report.json")
+    document = json.loads((run / "report.json").read_text("utf-8"))
+    assert from_document(document).flips[0].item.startswith("x")
+    assert len(report.flips[0].first_answer or "") < 500

@@ -38,7 +38,8 @@ class Episode:
         """The name of its files. An id that a file name cannot hold is cut and given a hash."""
         plain = re.sub(r"[^A-Za-z0-9_-]+", "-", self.item)
         if plain != self.item or len(plain) > 80:
-            plain = f"{plain[:60]}-{hashlib.sha256(self.item.encode()).hexdigest()[:10]}"
+            whole = hashlib.sha256(self.item.encode("utf-8", "surrogatepass")).hexdigest()
+            plain = f"{plain[:60]}-{whole[:10]}"
         return f"{self.task_set}.{plain}.{self.arm}.{self.repeat}"
 
 
