@@ -283,6 +283,7 @@ def test_an_empty_or_oversized_file_is_refused_unread(tmp_path: Path) -> None:
 CUSTOMISED = {
     # Runs in the helper when its interpreter starts, from a folder on its path.
     "dies": "import csv, os\ncsv.reader = lambda *a, **k: os.abort()\n",
+    "grows": "import csv\ncsv.reader = lambda *a, **k: bytearray(4 << 30)\n",
     "blind": (
         "import importlib.util as u\n"
         "real = u.find_spec\n"
@@ -303,6 +304,14 @@ async def test_a_file_that_ends_its_reader_twice_does_not_open(
     score = await scored(customised(tools, tmp_path / "site", "dies"), output, TABLE)
     assert score.details["failed"] == ["a.csv opens"]
     assert score.details["checks"][0]["said"] == "ends every process that reads it"
+
+
+async def test_a_file_that_takes_more_memory_than_any_honest_one_does_not_open(
+    tools: ScoringTools, output: Path, tmp_path: Path
+) -> None:
+    score = await scored(customised(tools, tmp_path / "site", "grows"), output, TABLE)
+    assert score.details["failed"] == ["a.csv opens"]
+    assert score.details["checks"][0]["said"] == "costs too much to read (MemoryError)"
 
 
 async def test_a_mistake_of_the_scorer_makes_the_score_missing_and_is_told_by_name(
@@ -540,6 +549,8 @@ async def test_a_page_is_clicked_before_it_is_judged(tools: ScoringTools, tmp_pa
     async with pages(tools, tmp_path) as failed:
         assert await failed(PAGE.format("", button), click) == ["a.html no_errors"]
         assert await failed(PAGE.format("", ""), click) == ["a.html evaluates"]
+        asking = "<script>alert('Welcome')</script>"
+        assert await failed(PAGE.format("", asking)) == []
 
 
 async def test_without_a_browser_the_score_of_a_page_is_missing_not_0(

@@ -43,6 +43,7 @@ SETTLE_S = 0.7
 
 _START_S = 30.0
 _ANSWER_S = 5.0
+_NOTICED = 100
 _END_S = 3.0
 _CPU_S = 60
 _PAGE_BYTES = 10 * MIB
@@ -332,22 +333,28 @@ class _Page:
     def _notice(self, method: str, params: Mapping[str, Any], session: str | None) -> None:
         if method == "Page.loadEventFired" and session == self._session:
             self._loaded = True
+        elif method == "Page.javascriptDialogOpening":
+            self._link.send("Page.handleJavaScriptDialog", session, accept=True)
         elif method in ("Inspector.targetCrashed", "Target.targetCrashed"):
             self._crashed = True
         elif method == "Runtime.exceptionThrown":
-            self._errors.append(_exception(params["exceptionDetails"]))
+            self._error(_exception(params["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
             said = [str(one.get("value", one.get("description"))) for one in params["args"]]
-            self._errors.append(" ".join(said)[:200])
+            self._error(" ".join(said))
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             if params["entry"]["source"] != "network":
-                self._errors.append(params["entry"]["text"][:200])
+                self._error(params["entry"]["text"])
             else:  # an address, where it leads out; else `loadingFailed` says more
                 self._count(params["entry"].get("url", ""))
         elif method == "Target.attachedToTarget":
             self._watch_part(params["sessionId"], params["waitingForDebugger"])
         else:
             self._notice_request(method, params)
+
+    def _error(self, said: str) -> None:
+        if len(self._errors) < _NOTICED:
+            self._errors.append(said[:200])
 
     def _watch_part(self, session: str, waiting: bool) -> None:
         """A frame or worker of its own process, held still until it is watched."""
@@ -367,10 +374,10 @@ class _Page:
         elif method == "Network.loadingFailed":
             address = self._addresses.get(params["requestId"], "")
             if address.startswith("file:"):
-                self._errors.append(f"{address[-100:]}: {params['errorText']}")
+                self._error(f"{address[-100:]}: {params['errorText']}")
 
     def _count(self, address: str) -> None:
-        if address and not address.startswith(_LOCAL) and len(self._requests) < 100:
+        if address and not address.startswith(_LOCAL) and len(self._requests) < _NOTICED:
             self._requests[address[:200]] = None
 
 
