@@ -135,3 +135,9 @@ def test_more_items_show_smaller_gains(tmp_path: Path) -> None:
     (few, _), (many, _) = (estimate(made, conditions_of(made, {})) for made in (small, large))
     assert many.smallest_gain == pytest.approx(0.14, abs=0.005)  # 2.8 × 0.5 / √100
     assert few.smallest_gain == pytest.approx(5 * many.smallest_gain)
+
+
+def test_a_set_whose_name_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    for name in ("../up", "a/b", ".hidden", ""):
+        with pytest.raises(ConfigError, match="files are named after it"):
+            conditions_of(plan(tmp_path, task_set(name=name)), {})

@@ -104,6 +104,11 @@ def conditions_of(plan: BenchPlan, environ: Mapping[str, str]) -> dict[tuple[str
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two task sets are named {name!r}; give each its own name")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_ .-]*", name):
+            raise ConfigError(
+                f"task set {name!r}: files are named after it, so it may hold only letters, "
+                "digits, spaces and _ . -"
+            )
     return {
         (loaded.row.name, arm.name): _condition(plan, loaded.row, arm, environ)
         for loaded in plan.sets
