@@ -6,11 +6,19 @@ import contextlib
 import os
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from sandlot.core.errors import DeathCause, SandboxDied, SandboxUnavailable
+from sandlot.core.errors import (
+    DeathCause,
+    PolicyNotEnforceable,
+    SandboxDied,
+    SandboxUnavailable,
+)
 from sandlot.sandbox.contract import MakeSandbox, alive, opened, small_policy
+from sandlot.sandbox.registry import open_sandbox
 
 pytestmark = pytest.mark.sandbox
 
@@ -52,3 +60,19 @@ async def test_a_start_without_descriptors_left_is_refused_typed_and_leaves_none
             await box.close()
         assert len(os.listdir("/proc/self/fd")) == before
         await alive(other)
+
+
+async def test_an_asked_limit_is_refused_before_an_image_is_built(tmp_path: Path) -> None:
+    policy = replace(small_policy(disk_bytes=1 << 60), asked=frozenset({"disk_bytes"}))
+    said: list[str] = []
+    with pytest.raises(PolicyNotEnforceable, match="limit on disk was asked for"):
+        await open_sandbox(
+            "bubblewrap",
+            policy=policy,
+            image="base",
+            cache=tmp_path / "cache",
+            state=tmp_path / "state",
+            environ=dict(os.environ),
+            progress=said.append,
+        )
+    assert not said

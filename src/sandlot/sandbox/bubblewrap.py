@@ -744,6 +744,18 @@ class _Descriptors:
         self._fds = []
 
 
+def refuse_unenforceable(policy: Policy, host: BubblewrapHost, spool_dir: Path) -> None:
+    """What a start would refuse of the policy, before anything is built for it.
+
+    Raises:
+        PolicyNotEnforceable: see `settle_enforcement`.
+    """
+    tops = host.cgroups
+    group = None if tops is None else Cgroup(tops.version, dict(tops.tops))
+    disk = choose_disk(policy.limits, spool_dir, by_root=host.idmap.kind == "root")
+    settle_enforcement(policy, _enforcement(policy, group, host, disk))
+
+
 def _read_state(source: Path) -> dict[str, str]:
     """The first member of a kept sandbox; the rest of the tar is not looked at."""
     try:

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sandlot.core.errors import ConfigError, unknown_name
+from sandlot.core.errors import ConfigError, ImageError, unknown_name
 from sandlot.sandbox import host as _host
 from sandlot.sandbox import restricted_lease as _restricted
 from sandlot.sandbox.base import Sandbox
@@ -154,7 +154,7 @@ async def _open_bubblewrap(
     environ: Mapping[str, str],
     progress: Progress,
 ) -> Sandbox:
-    from sandlot.sandbox.bubblewrap import BubblewrapSandbox
+    from sandlot.sandbox.bubblewrap import BubblewrapSandbox, refuse_unenforceable
     from sandlot.sandbox.credentials import wall_for
 
     runtime = _host.runtime_dir(environ, state)
@@ -163,6 +163,12 @@ async def _open_bubblewrap(
     config = await shared.prepare(runtime, environ)
     wall = wall_for(policy.network, config)
     roots = _Roots(image, cache, config, progress)
+    if policy.asked and not roots.ready:  # a refusal must not wait for minutes of building
+        host = await shared.acquire(runtime)
+        try:
+            refuse_unenforceable(policy, host, state)
+        finally:
+            await shared.release()
     await roots.prepare()
 
     async def root_for(host: BubblewrapHost) -> RootFilesystem:
@@ -238,6 +244,19 @@ class _Roots:
         self._cache = cache
         self._config = config
         self._progress = progress
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing needs to be built first."""
+        from sandlot.sandbox.images import ImageStore
+
+        if self._image == "host":
+            return True
+        try:
+            ImageStore(self._cache).resolve(self._image)
+        except ImageError:
+            return False
+        return True
 
     async def prepare(self) -> None:
         """Build a standard image that is not there yet; any other must have been imported."""
