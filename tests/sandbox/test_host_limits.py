@@ -63,7 +63,8 @@ async def test_a_start_without_descriptors_left_is_refused_typed_and_leaves_none
 
 
 async def test_an_asked_limit_is_refused_before_an_image_is_built(tmp_path: Path) -> None:
-    policy = replace(small_policy(disk_bytes=1 << 60), asked=frozenset({"disk_bytes"}))
+    limits = small_policy(disk_bytes=1 << 60, memory_bytes=None)
+    policy = replace(limits, asked=frozenset({"disk_bytes"}))
     said: list[str] = []
     with pytest.raises(PolicyNotEnforceable, match="limit on disk was asked for"):
         await open_sandbox(
