@@ -231,6 +231,8 @@ def test_runs_of_other_sets_are_joined_and_of_the_same_are_refused(tmp_path: Pat
     assert [section.name for section in build_report([first, second]).sets] == ["math", "chem"]
     with pytest.raises(RecordError, match="sandlot compare"):
         build_report([first, third])
+    with pytest.raises(RecordError, match="sandlot compare"):
+        build_report([first, first])
 
 
 def test_an_arm_is_not_blamed_for_sets_that_it_was_not_part_of(tmp_path: Path) -> None:

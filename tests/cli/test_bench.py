@@ -101,6 +101,22 @@ def test_a_run_goes_on_with_its_own_sets_arms_and_settings(
     assert record.attempt == 2
 
 
+def test_a_run_goes_on_at_its_own_pace_and_within_its_own_limit(
+    tmp_path: Path, sandlot: Command, experiment: list[str]
+) -> None:
+    flags = ("-c", "1", "--deadline", "9m", "--max-cost", "0", "--attempts", "3")
+    assert sandlot("bench", *experiment, *flags, "--mode", "llm").returncode == 1
+    done = sandlot("bench", "--resume", "last", "--no-reference")
+    assert done.returncode == 1
+    assert "so --max-cost cannot be kept" in done.stderr
+    kept = the_run(tmp_path).manifest
+    limits = {name: kept[name] for name in ("concurrency", "deadline_s", "attempts")}
+    assert limits == {"concurrency": 1, "deadline_s": 540.0, "attempts": 3}
+    lifted = sandlot("bench", "--resume", "last", "--no-reference", "--max-cost", "inf", "-c", "2")
+    assert lifted.returncode == 0, lifted.stderr
+    assert the_run(tmp_path).manifest["concurrency"] == 2
+
+
 def test_resuming_with_other_settings_names_them_and_exits_with_2(
     sandlot: Command, experiment: list[str]
 ) -> None:
@@ -135,6 +151,7 @@ def test_scoring_again_appends_and_the_last_score_counts(
         (["own.toml", "-m", "scripted:none.jsonl"], "the script cannot be read"),
         (["own.toml", "-m", "opneai/x"], "Did you mean 'openai'"),
         ([], "what is to be measured?"),
+        (["own.toml", "--retry", "model_eror"], "Did you mean 'model_error'"),
         (["--resume", "nothing"], "run 'nothing' was not found"),
     ],
 )

@@ -196,15 +196,15 @@ def join(runs: Sequence[Run]) -> Evidence:
     Raises:
         RecordError: two runs hold the same episode.
     """
-    owner: dict[Episode, str] = {}
+    owner: dict[Episode, Run] = {}
     items: dict[str, Item] = {}
     tries: dict[str, dict[str, list[Try]]] = {}
     repeats: Counter[str] = Counter()
     for episode, each, run in _in_order(runs):
-        if owner.setdefault(episode, run.name) != run.name:
+        if owner.setdefault(episode, run) is not run:  # a copy may have the same name
             raise RecordError(
-                f"{owner[episode]} and {run.name} both hold {episode.stem}: two runs of the same "
-                "episodes are compared, not joined; use `sandlot compare`"
+                f"{owner[episode].name} and {run.name} both hold {episode.stem}: two runs of "
+                "the same episodes are compared, not joined; use `sandlot compare`"
             )
         item = _merged(items.get(item_key(episode)), each.record)
         items[item.key] = item

@@ -75,6 +75,17 @@ CONTINUED_AFTER = ("model_error", "deadline", "cancelled")
 FINAL = ("input_error", "config_error")
 """Failures that another attempt would only repeat."""
 
+CLASSES = (
+    *FAILURES.values(),
+    *FINAL,
+    "crash",
+    "deadline",
+    "sandbox_error",
+    "unavailable",
+    "unmatched",
+)
+"""All classes of failures that keep an episode from a score, as `retry` names them."""
+
 EXECUTORS = ("local", "ray")
 
 _IN_A_ROW = 20
@@ -160,6 +171,9 @@ async def run_bench(
         asyncio.CancelledError: after everything that ran was wound up and recorded.
     """
     environ = os.environ if environ is None else environ
+    for word in plan.retry:
+        if word not in CLASSES:
+            raise unknown_name("failure class", word, CLASSES)
     plan = await _settled(plan, environ, watch.note)
     conditions = conditions_of(plan, environ)
     identity = identity_of(plan, conditions)
@@ -284,6 +298,8 @@ def _write_manifest(
             "limit": plan.limit,
             "concurrency": plan.concurrency,
             "attempts": plan.attempts,
+            "deadline_s": plan.deadline_s,
+            "max_cost_usd": plan.max_cost_usd,
             "judge": plan.settings.judge,
             "words": list(plan.words),
             "protocol": plan.protocol or None,
@@ -542,7 +558,9 @@ class _Run:
             return None
         if self.cost_usd is None:
             return "the server tells no cost and no price is known, so --max-cost cannot be kept"
-        return f"${self.cost_usd:.2f} of ${limit:.2f} are spent" if self.cost_usd >= limit else None
+        if self.cost_usd < limit:
+            return None
+        return f"${self.cost_usd:.2f} of ${limit:.2f} are spent (a higher --max-cost lifts it)"
 
     def _must_wait(self, item: Item) -> bool:
         """A voting arm needs to know what the sandbox arm of the same repeat used."""

@@ -55,8 +55,9 @@ def bench(
         int | None, typer.Option("--limit", min=1, metavar="N", help="The first N items of a set.")
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("-c", "--concurrency", min=1, metavar="N", help="Episodes at once.")
-    ] = 8,
+        int | None,
+        typer.Option("-c", "--concurrency", min=1, metavar="N", help="Episodes at once. [8]"),
+    ] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="DIR", help="Go on with a run.")
     ] = None,
@@ -68,15 +69,21 @@ def bench(
         bool, typer.Option("--force", help="Resume although settings differ; they are recorded.")
     ] = False,
     attempts: Annotated[
-        int, typer.Option("--attempts", min=1, metavar="N", help="At an episode that fails.")
-    ] = 2,
+        int | None,
+        typer.Option("--attempts", min=1, metavar="N", help="At an episode that fails. [2]"),
+    ] = None,
     deadline: Annotated[
         str | None,
         typer.Option("--deadline", metavar="TIME", help="Of an episode, waiting included. [2h]"),
     ] = None,
     max_cost: Annotated[
         float | None,
-        typer.Option("--max-cost", min=0.0, metavar="USD", help="Start nothing more beyond it."),
+        typer.Option(
+            "--max-cost",
+            min=0.0,
+            metavar="USD",
+            help="Start nothing more beyond it; inf: no limit.",
+        ),
     ] = None,
     prices: Annotated[
         str | None,
@@ -169,17 +176,19 @@ def _plan(
     if not words:
         raise ConfigError("what is to be measured? Write: sandlot bench TASKSET -m MODEL")
     chosen = values["arms"] or values["mode"] or ",".join(before.get("arms", ())) or "both"
-    deadline = values["deadline"]
+    deadline, max_cost = values["deadline"], values["max_cost"]
     return BenchPlan(
         sets=tuple(map(adapt, _sets(words, settings))),
         arms=arms_of(chosen),
         settings=settings,
         repeats=values["repeats"] or before.get("repeats"),
         limit=values["limit"] or before.get("limit"),
-        concurrency=values["concurrency"],
-        attempts=values["attempts"],
-        deadline_s=7200.0 if deadline is None else parse_duration(deadline),
-        max_cost_usd=values["max_cost"],
+        concurrency=values["concurrency"] or before.get("concurrency") or 8,
+        attempts=values["attempts"] or before.get("attempts") or 2,
+        deadline_s=before.get("deadline_s", 7200.0)
+        if deadline is None
+        else parse_duration(deadline),
+        max_cost_usd=before.get("max_cost_usd") if max_cost is None else _finite(max_cost),
         prices=read_prices(Path(settings.prices)) if settings.prices else {},
         reference=values["reference"],
         retry=tuple(word.strip() for word in (values["retry"] or "").split(",") if word.strip()),
@@ -189,6 +198,10 @@ def _plan(
         words=tuple(map(_lasting, words)),
         protocol=version,
     )
+
+
+def _finite(limit: float) -> float | None:
+    return None if limit == float("inf") else limit
 
 
 def _by_protocol(
