@@ -507,3 +507,9 @@ async def test_metadata_and_text_parts_survive() -> None:
     trajectory = await play(submit(), metadata={"arm": "full"}, rollout_id="r7")
     assert (trajectory.id, trajectory.metadata) == ("r7", {"arm": "full"})
     assert isinstance(trajectory.messages[0].parts[0], TextPart)
+
+
+async def test_a_call_of_a_tool_that_nobody_offered_is_talk_where_there_is_no_computer() -> None:
+    trajectory = await run_rollout(TASK, model=ScriptedModel(bash("echo 42", text="It is 42.")))
+    assert trajectory.stop_reason is StopReason.ANSWERED
+    assert trajectory.answer == "It is 42."

@@ -275,7 +275,8 @@ class _Rollout:
 
     async def _settle(self, turn: Turn) -> _Stop | None:
         """Answer every call of a reply that has no answer yet, in order, or remind."""
-        if not turn.reply.tool_calls:
+        unoffered = self.sandbox is None and not self.client_tools  # such calls can only be talk
+        if not turn.reply.tool_calls or unoffered:
             return self._answered(turn) or self._remind(turn)
         self.reminded = 0
         theirs = {spec.name for spec in self.client_tools}

@@ -172,7 +172,10 @@ _INTERNAL = re.compile(r"tempdir|hook|skipping|architecture|success in|signed-by
 def build_command(recipe: Recipe, suite: str, work: Path, host: BuildHost) -> list[str]:
     """The mmdebstrap call. The fixed epoch makes equal packages give an equal tar."""
     excluded = ("man", "doc", "info", "locale", "lintian", "bug")
+    # As root it mounts into its scratch folder: in a namespace of its own nothing stays mounted,
+    # however it ends.
     return [
+        *(("unshare", "--mount", "--") if host.uid == 0 else ()),
         "env",
         "SOURCE_DATE_EPOCH=1577836800",
         "mmdebstrap",
