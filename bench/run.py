@@ -19,8 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import container_rows
+import experiment_rows
+import long_context_rows
 import process_rows
 import proxy_rows
+import report_rows
+import resume_rows
 import sandbox_rows
 import table
 import turn_rows
@@ -33,7 +37,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Measure = Callable[[], Coroutine[Any, Any, list[Row]]]
 
 
-def rows(work: Path, n: int, density: int, install: bool) -> dict[str, Measure]:
+def rows(work: Path, n: int, density: int, install: bool, soak_s: float) -> dict[str, Measure]:
     """Each group of rows by name; nothing is measured yet."""
     place = find_place(work / "state")
     floor = prepare(work)
@@ -49,8 +53,15 @@ def rows(work: Path, n: int, density: int, install: bool) -> dict[str, Measure]:
         "states": lambda: wall_rows.states(place, n),
         "containers": lambda: container_rows.containers(place, n),
     }
+    found |= {
+        "rollouts": lambda: experiment_rows.rollouts(place, work, 200 if install else 20, None),
+        "scoring": lambda: experiment_rows.scoring(work, 10_000 if install else 500),
+        "long-context": lambda: long_context_rows.long_context(place, work, min(n, 3)),
+        "resume": lambda: resume_rows.resume(work, 50 if install else 3),
+        "report": lambda: report_rows.report(work),
+    }
     if install:
-        found["soak"] = lambda: wall_rows.soak_row(work)
+        found["soak"] = lambda: wall_rows.soak_row(work, soak_s)
         found["install"] = lambda: process_rows.installed_size(work)
     return found
 
@@ -82,12 +93,19 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few repetitions; print only")
     parser.add_argument("--repetitions", type=int, help="of each measurement (full run: 40)")
     parser.add_argument("--only", action="append", help="a group of rows; print only")
+    parser.add_argument("--soak-seconds", type=float, default=600, help="of ill treatment")
     chosen = parser.parse_args()
     partial = chosen.quick or bool(chosen.only) or chosen.repetitions is not None
     n = chosen.repetitions or (5 if chosen.quick else 40)
     started = machine()
     with tempfile.TemporaryDirectory(prefix="sandlot-bench-") as folder:
-        groups = rows(Path(folder), n, min(500, 10 * n) if partial else 500, not chosen.quick)
+        groups = rows(
+            Path(folder),
+            n,
+            min(500, 10 * n) if partial else 500,
+            not chosen.quick,
+            chosen.soak_seconds,
+        )
         for name in chosen.only or ():
             if name not in groups:
                 parser.error(f"no group {name!r} (have: {', '.join(groups)})")

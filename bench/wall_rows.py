@@ -122,12 +122,16 @@ async def _fork_ms(box: Sandbox) -> float:
     return took
 
 
-async def soak_row(work: Path) -> list[Row]:
-    """Ten minutes of ill treatment in a process of its own, whose memory is what is watched."""
+async def soak_row(work: Path, seconds: float) -> list[Row]:
+    """Ill treatment in a process of its own, whose memory is what is watched."""
     target = work / "soak.json"
     program = str(Path(__file__).with_name("soak.py"))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, program, "--json", str(target), stdout=asyncio.subprocess.DEVNULL
+        sys.executable,
+        program,
+        *("--seconds", str(seconds)),
+        *("--json", str(target)),
+        stdout=asyncio.subprocess.DEVNULL,
     )
     await process.wait()
     return [soak.row(json.loads(target.read_text()))]
