@@ -199,7 +199,7 @@ def _gain_table(report: Report, found: Sequence[tuple[Section, Comparison | None
             words.p_value(each.difference.p_value),
             words.p_value(each.adjusted_p),
             each.difference.test,
-            "–" if each.difference.smallest is None else f"{100 * each.difference.smallest:.1f}",
+            words.least(each.difference.smallest),
             _bounds(each.bounds),
         )
         for section, each in found

@@ -135,7 +135,7 @@ def _comparison(section: Section, each: Comparison) -> tuple[str, ...]:
         words.p_value(each.adjusted_p),
         str(found.better),
         str(found.worse),
-        "–" if found.smallest is None else f"{100 * found.smallest:.1f}",
+        words.least(found.smallest),
     )
 
 

@@ -46,6 +46,13 @@ def between(interval: Interval | None) -> str:
     return f"{points(interval.low)} to {points(interval.high)}"
 
 
+def least(smallest: float | None) -> str:
+    """The least gain that would show, in points; no gain is larger than 100."""
+    if not smallest:
+        return "–"
+    return "over 100" if smallest > 1 else f"{100 * smallest:.1f}"
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return "–"
@@ -81,9 +88,14 @@ def spread(found: Difference) -> str:
     """
     if found.interval is not None and found.interval.low == found.interval.high:
         if found.better == found.worse == 0:
-            return f"none changed, so below ±{100 * (1 - 0.05 ** (1 / found.clusters)):.0f}"
+            return f"none changed, so below ±{100 * nothing_seen(found):.0f}"
         return "all changed alike"
     return between(found.interval)
+
+
+def nothing_seen(found: Difference) -> float:
+    """The share of problems that may change although none of these did, at 95 %."""
+    return 1.0 - float(0.05 ** (1.0 / found.clusters))
 
 
 def clear(found: Difference | None) -> bool:
@@ -179,26 +191,48 @@ def _verdict(found: Difference, second: str) -> str:
 def _scores_sentence(section: Section, found: Difference, first: str, second: str) -> str:
     left, right = section.arm(first), section.arm(second)
     means = [arm.score.value if arm and arm.score else None for arm in (left, right)]
-    changed = f"{found.better} problems were won and {found.worse} lost by the change"
     return (
         f"The same model scored {percent(means[1])} % {arm_words(second)} and "
-        f"{percent(means[0])} % {arm_words(first)}; on the {found.items} problems scored both ways "
-        f"the difference is {points(found.value)} percentage points. {changed}."
+        f"{percent(means[0])} % {arm_words(first)}; on {_problems(found.items)} scored both ways "
+        f"the difference is {points(found.value)} percentage points. The change won "
+        f"{_problems(found.better)} and lost {found.worse}."
     )
+
+
+def _problems(count: int) -> str:
+    return "1 problem" if count == 1 else f"{count:,} problems"
 
 
 def _chance_sentence(found: Difference) -> str:
     if found.interval is None:
         return "With fewer than two independent problems no uncertainty can be given."
-    smallest = f"{100 * found.smallest:.1f}" if found.smallest else UNKNOWN
-    power = f"This many problems show a true gain of {smallest} points or more in 4 of 5 such runs"
-    if found.p_value is None:
-        return f"The 95 % interval is {spread(found)} points. {power}."
+    told = [_interval_words(found, found.interval)]
+    if found.p_value is not None and (found.better or found.worse):
+        told.append(
+            "If the change made no difference, chance alone would give one this large "
+            f"{_how_often(found.p_value)} ({found.test}, p {_equals(found.p_value)})."
+        )
+    if found.smallest:
+        told.append(_power_words(found.smallest))
+    return " ".join(told)
+
+
+def _interval_words(found: Difference, interval: Interval) -> str:
+    if interval.low < interval.high:
+        return f"The 95 % interval is {spread(found)} points."
+    if found.better or found.worse:
+        return "All changed alike, so that no interval can be drawn from them."
     return (
-        f"The 95 % interval is {spread(found)} points; if the change made no "
-        f"difference, chance alone would give one this large {_how_often(found.p_value)} "
-        f"({found.test}, p {_equals(found.p_value)}). {power}."
+        f"No problem changed its score; so few could miss a true difference of up to "
+        f"{100 * nothing_seen(found):.0f} points either way (95 % bound)."
     )
+
+
+def _power_words(smallest: float) -> str:
+    if smallest > 1:
+        return "This is too few problems to show even the largest gain in 4 of 5 such runs."
+    shown = f"{100 * smallest:.1f}"
+    return f"This many problems show a true gain of {shown} points or more in 4 of 5 such runs."
 
 
 def _equals(p: float) -> str:
