@@ -14,11 +14,11 @@ import pytest
 from sandlot.scoring.base import ScoringTools
 from sandlot.scoring.children import ChildPool, Failed
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import os, sys, time
 from sandlot.scoring.child import limited, serve
-
-pytestmark = pytest.mark.slow
 
 def answer(question):
     what = question["do"]
