@@ -8,7 +8,7 @@ import pytest
 from hand_made import Shot, run_of
 
 from sandlot.bench.report import build_report
-from sandlot.bench.words import headline, least
+from sandlot.bench.words import headline, least, money
 
 
 def sentences(folder: Path, *pairs: tuple[float, float]) -> tuple[str, ...]:
@@ -53,3 +53,13 @@ def test_no_gain_over_a_hundred_points_is_promised_to_show(
     smallest: float | None, said: str
 ) -> None:
     assert least(smallest) == said
+
+
+def test_a_price_that_is_paid_is_never_shown_as_nothing() -> None:
+    assert [money(x) for x in (None, 0.0, 4e-5, 0.0123, 2.5)] == [
+        "unknown",
+        "$0.00",
+        "< $0.0001",
+        "$0.0123",
+        "$2.50",
+    ]

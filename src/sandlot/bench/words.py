@@ -124,6 +124,8 @@ def duration(seconds: float | None) -> str:
 def money(dollars: float | None) -> str:
     if dollars is None:
         return UNKNOWN
+    if 0 < dollars < 0.0001:
+        return "< $0.0001"
     return f"${dollars:,.2f}" if dollars >= 1 or dollars == 0 else f"${dollars:.4f}"
 
 
