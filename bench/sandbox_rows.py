@@ -215,6 +215,7 @@ async def density(place: Place, n: int, at_once: int = 8) -> list[Row]:
     _raise_open_files()
     files_before = open_files()
     async with place.started() as keeper:
+        await asyncio.sleep(0.2)  # until the process that waits for the next start is there
         lease, launcher = place.leases()[0], launcher_pid(keeper)
         alone, folders = len(descendants(launcher)), _folders(lease.folder)
         groups = _groups_below(lease.cgroups)
@@ -240,6 +241,7 @@ async def density(place: Place, n: int, at_once: int = 8) -> list[Row]:
         began = time.perf_counter()
         await asyncio.gather(*(box.close() for box in boxes))
         close_s = time.perf_counter() - began
+        await asyncio.sleep(0.2)
         left = {"processes": len(descendants(launcher)) - alone}
         left["folders"] = _folders(lease.folder) - folders
         left["cgroups"] = _groups_below(lease.cgroups) - groups
