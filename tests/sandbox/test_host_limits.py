@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
+import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,3 +80,25 @@ async def test_an_asked_limit_is_refused_before_an_image_is_built(tmp_path: Path
             progress=said.append,
         )
     assert not said
+
+
+async def test_a_launcher_that_was_killed_costs_its_sandboxes_and_not_the_later_ones(
+    bubblewrap: MakeSandbox,
+) -> None:
+    async with opened(bubblewrap) as lost:
+        os.kill(lost._host.launcher.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        for _ in range(100):
+            if not lost._host.launcher.running():  # type: ignore[attr-defined]
+                break
+            await asyncio.sleep(0.02)
+        async with opened(bubblewrap) as later:
+            await alive(later)
+
+
+async def test_a_folder_of_leases_that_was_taken_away_costs_no_later_sandbox(
+    bubblewrap: MakeSandbox,
+) -> None:
+    async with opened(bubblewrap) as lost:
+        shutil.rmtree(lost._host.lease_dir)  # type: ignore[attr-defined]
+        async with opened(bubblewrap) as later:
+            await alive(later)

@@ -42,9 +42,9 @@ class JsonlWriter:
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1  # first: another thread may close too, and numbers are reused
+        if fd >= 0:
+            os.close(fd)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -130,7 +130,7 @@ class SandboxFiles:
         os.lseek(source_fd, 0, os.SEEK_SET)
         with _file_errors(path):
             try:
-                await asyncio.to_thread(_copy, source_fd, fd, None)
+                await _in_thread(lambda: _copy(source_fd, fd, None))
             finally:
                 os.close(fd)
 
@@ -409,7 +409,17 @@ async def _upload_file(inside: InnerFiles, path: Path, inner: str) -> None:
 
 async def _in_thread_if(size: int, work: Callable[[], T]) -> T:
     """Small files are quicker done at once than handed to a thread."""
-    return work() if size <= _INLINE_BYTES else await asyncio.to_thread(work)
+    return work() if size <= _INLINE_BYTES else await _in_thread(work)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """A cancelled caller waits too: it closes descriptors whose numbers the thread still uses."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _read_at_most(fd: int, limit: int | None) -> bytes:

@@ -73,6 +73,11 @@ class BubblewrapHost:
         return host
 
     @property
+    def usable(self) -> bool:
+        """False once the launcher or the lease's folder was taken away from under us."""
+        return self.launcher.running() and self.lease_dir.is_dir()
+
+    @property
     def bwrap_is_of_system(self) -> bool:
         """A system's program can be read by any id; that of a wheel may lie in a closed home."""
         return self.bwrap.startswith(("/usr/", "/bin/"))
@@ -82,7 +87,13 @@ class BubblewrapHost:
         self._next += 1
         name = f"{self._next:05d}"
         folder = self.lease_dir / name
-        folder.mkdir(mode=0o755)
+        try:
+            folder.mkdir(mode=0o755)
+        except OSError as exc:
+            raise SandboxUnavailable(
+                f"the folder of this process's sandboxes, {self.lease_dir}, cannot be used: "
+                f"{exc.strerror}"
+            ) from exc
         return name, folder
 
     def take_cgroup(self, name: str, limits: Limits) -> tuple[Cgroup | None, str]:

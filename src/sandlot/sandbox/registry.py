@@ -54,6 +54,10 @@ class _SharedHost:
 
     async def acquire(self, runtime_dir: Path) -> BubblewrapHost:
         async with self.lock:
+            if self.host is not None and not self.host.usable:
+                dead, self.host = self.host, None
+                self.roots.clear()
+                await dead.close()
             if self.host is None:
                 self.host = await BubblewrapHost.open(runtime_dir)
             self.users += 1
