@@ -150,3 +150,11 @@ async def test_bad_options_and_truths_are_refused(tools: ScoringTools) -> None:
         JudgeScorer(tools, judgements=0)
     with pytest.raises(ConfigError, match="task 't1'"):
         await JudgeScorer(tools).score(Candidate(Task("t1", "?", target=None), "12"))
+
+
+async def test_two_servers_of_one_model_name_share_no_verdict(tools: ScoringTools) -> None:
+    one, _ = judged_by(replace(tools, judge_address="http://one.test/v1"), RIGHT)
+    two, other = judged_by(replace(tools, judge_address="http://two.test/v1"), WRONG)
+    assert (await JudgeScorer(one).score(Candidate(TASK, "12"))).value == 1.0
+    assert (await JudgeScorer(two).score(Candidate(TASK, "12"))).value == 0.0
+    assert len(other.requests) == 1

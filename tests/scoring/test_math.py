@@ -147,6 +147,12 @@ async def test_a_number_that_fills_the_machine_is_no_answer(
     assert undecided.missing
 
 
+async def test_a_truth_that_cannot_be_read_is_missing_and_never_0(scorer: MathScorer) -> None:
+    score = await scorer.score(Candidate(Task("t", "?", target=r"\frac{1}{"), r"\boxed{x + y}"))
+    assert score.value is None
+    assert "ground truth cannot be read" in str(score.missing)
+
+
 async def test_a_hung_helper_is_killed_and_the_next_item_is_scored(
     tools: ScoringTools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

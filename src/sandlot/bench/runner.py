@@ -362,6 +362,7 @@ class _Grounds:
         tools = ScoringTools(
             cache_dir=plan.settings.cache_dir / "judgements",
             judge_model=judge_of(plan.settings),
+            judge_address=plan.settings.base_url or "",
             environ=self.environ,
             on_judgement=directory.add_judgement,
         )

@@ -67,6 +67,7 @@ async def score_again(
     tools = ScoringTools(
         cache_dir=settings.cache_dir / "judgements",
         judge_model=judge_of(settings),
+        judge_address=settings.base_url or "",
         environ=os.environ,
         on_judgement=directory.add_judgement,
     )

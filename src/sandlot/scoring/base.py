@@ -30,13 +30,15 @@ class ScoringTools:
     """What scorers may be built with. Nothing is opened or started before it is needed.
 
     `cache_dir` holds what may be thrown away and made again (judgements already paid for);
-    `judge_model` builds the judge's model, None where the run names none; `environ` is what child
+    `judge_model` builds the judge's model, None where the run names none, and `judge_address` is
+    its server, for two may serve different models under one name; `environ` is what child
     processes and searches for data folders see. `on_judgement` gets each raw reply of a judge as
     one JSON object, replies from the cache included (`cached` tells them apart).
     """
 
     cache_dir: Path
     judge_model: Callable[[], Model] | None = None
+    judge_address: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
     on_judgement: Callable[[Mapping[str, Any]], None] | None = None
 

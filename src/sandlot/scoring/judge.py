@@ -207,7 +207,8 @@ class JudgeScorer:
         )
 
     def _place(self, model: str, *parts: str | int) -> Path:
-        asked = [PROMPT_VERSION, self._rules, self._sampling.reply_tokens, model, *parts]
+        judge = [model, self._tools.judge_address]
+        asked = [PROMPT_VERSION, self._rules, self._sampling.reply_tokens, *judge, *parts]
         key = hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()
         return self._tools.cache_dir / "judge" / key[:2] / f"{key}.json"
 

@@ -208,6 +208,8 @@ class MathScorer:
                 spent, reason = True, str(reply["exhausted"])
             elif reply["same"]:
                 return self._scored(candidate, 1.0, details)
+            elif not reply["truth_read"]:
+                spent, reason = False, f"the ground truth cannot be read: {truth[:80]!r}"
             else:
                 continue
             if spent and read_quantity(truth) is not None:
