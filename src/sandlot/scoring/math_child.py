@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,7 +31,11 @@ def prepare() -> tuple[Mapping[str, Any], Answer]:
         if truth != answer and any(too_large(part) for part in (*truth, *answer)):
             return {"exhausted": "a number of too many digits, or too high a power"}
         same = verify(truth, answer, allow_set_relation_comp=True, timeout_seconds=None)
-        return {"same": bool(same), "read": bool(answer), "truth_read": bool(truth)}
+        return {
+            "same": bool(same),
+            "read": bool(answer),
+            "truth_read": is_read(question["truth"], truth),
+        }
 
     compare(
         {"truth": r"\frac{x}{2}", "answer": "x-1"}
@@ -39,6 +43,11 @@ def prepare() -> tuple[Mapping[str, Any], Answer]:
     return {"ready": version("math-verify")}, lambda question: limited(
         CPU_S, lambda: compare(question)
     )
+
+
+def is_read(text: str, parts: Sequence[Any]) -> bool:
+    """Words may be a truth too; TeX of which nothing but its own text came back is a broken one."""
+    return any(not isinstance(part, str) for part in parts) or not ("\\" in text or "{" in text)
 
 
 def too_large(expression: Any) -> bool:
