@@ -66,7 +66,8 @@ def rows(work: Path, n: int, density: int, install: bool, soak_s: float) -> dict
     return found
 
 
-def measure(groups: dict[str, Measure]) -> list[Row]:
+def measure(groups: dict[str, Measure], keep: Callable[[list[Row]], None]) -> list[Row]:
+    """Each group in turn; `keep` gets all rows so far, for a run of half an hour may be cut off."""
     done: list[Row] = []
     for name, work in groups.items():
         before, began = load(), time.perf_counter()
@@ -77,6 +78,7 @@ def measure(groups: dict[str, Measure]) -> list[Row]:
         for row in made:
             print(table.line(row), flush=True)
         done += made
+        keep(done)
     return done
 
 
@@ -110,10 +112,14 @@ def main() -> int:
             if name not in groups:
                 parser.error(f"no group {name!r} (have: {', '.join(groups)})")
         groups = {k: v for k, v in groups.items() if not chosen.only or k in chosen.only}
-        done = measure(groups)
+
+        def keep(done: list[Row]) -> None:
+            if not partial:
+                changed = started["source_changed"] or machine()["source_changed"]
+                record(done, {**started, "source_changed": changed})
+
+        measure(groups, keep)
     if not partial:
-        changed = started["source_changed"] or machine()["source_changed"]
-        record(done, {**started, "source_changed": changed})
         print(f"written: {RESULTS}/latest.json, latest.md")
     return 0
 
