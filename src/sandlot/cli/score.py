@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +47,8 @@ async def score_again(
     directory: BenchDirectory, settings: Settings, *, reference: bool = True
 ) -> int:
     """Score every episode of a run directory with the scorers that its manifest names."""
+    import asyncio
+
     from sandlot.api import secrets_of
     from sandlot.bench.grading import JUDGED, Grader, GradingOptions, rescore
     from sandlot.bench.runner import judge_of

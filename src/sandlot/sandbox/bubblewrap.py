@@ -69,6 +69,7 @@ from sandlot.sandbox.shell import CONTROL_DIR, Shell
 T = TypeVar("T")
 _START_S = 30.0
 _STOP_S = 10.0
+_AHEAD_S = 0.003
 _STATE_NAME = "sandlot-state.json"
 _OUTPUT_DIR = "/tmp/.sandlot"
 _OVER_AND_OVER = "its processes took more than the memory limit over and over"
@@ -447,7 +448,8 @@ class _Inner:
         self.tree = ProcessTree(root)
         shell.watch(self.tree)
         self._meter(limits.memory_bytes)
-        self._host.prepare_ahead()
+        # Not at once: the fork would take the processor from the first command.
+        asyncio.get_running_loop().call_later(_AHEAD_S, self._host.prepare_ahead)
         if limits.wall_s is not None:
             loop = asyncio.get_running_loop()
             self._end = loop.call_later(limits.wall_s, self._expire, limits.wall_s)

@@ -53,6 +53,7 @@ class BubblewrapHost:
     notes: tuple[str, ...] = ()
     _next: int = field(default=0)
     _ahead: tuple[str, Cgroup] | None = field(default=None)
+    _closed: bool = field(default=False)
 
     @classmethod
     async def open(cls, runtime_dir: Path, *, idmap: IdMap | None = None) -> BubblewrapHost:
@@ -114,7 +115,7 @@ class BubblewrapHost:
 
     def prepare_ahead(self) -> None:
         """Let a child enter the next sandbox's control group while nobody waits for it."""
-        if self.cgroups is None or self._ahead is not None:
+        if self.cgroups is None or self._ahead is not None or self._closed:
             return
         name = f"{self._next:05d}-ahead"
         with contextlib.suppress(OSError):
@@ -153,6 +154,7 @@ class BubblewrapHost:
         shutil.rmtree(folder, ignore_errors=True)
 
     async def close(self) -> None:
+        self._closed = True
         await self.launcher.close()
         if self._ahead is not None:
             await self._ahead[1].remove()
