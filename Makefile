@@ -7,6 +7,8 @@ BIN = .venv/bin
 
 # Needs no image, no network beyond the package index and no minutes.
 FAST = not slow and not local_model and not sandbox and not network
+# Thousands of cases of task sets, scorers and reports, and commands started one by one: `make test`.
+LONG = --ignore=tests/bench --ignore=tests/scoring --ignore=tests/tasks --ignore=tests/cli
 
 .PHONY: help demo test test-sandbox check bench clean setup-demo setup-test
 
@@ -32,7 +34,7 @@ check: setup-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "$(FAST)"
+	$(BIN)/python -m pytest -q -m "$(FAST)" $(LONG)
 
 bench: setup-test
 	$(BIN)/python bench/run.py
