@@ -16,6 +16,7 @@ from pathlib import Path
 from sandlot.core.errors import SandboxUnavailable
 from sandlot.sandbox.policy import GIB, MIB, Enforcement, Limits
 
+_MAKE_S = 60.0
 _INODE_BYTES = 16 * 1024  # of the image's size for each inode
 
 
@@ -83,7 +84,14 @@ async def make_image(folder: Path, size: int) -> int:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, complaint = await process.communicate()
+        try:
+            _, complaint = await asyncio.wait_for(process.communicate(), _MAKE_S)
+        except TimeoutError:
+            complaint = f"not done within {_MAKE_S:g} s".encode()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode != 0:
             raise SandboxUnavailable(
                 f"no disk image of {size / MIB:.0f} MiB can be made in {folder}: "

@@ -104,12 +104,13 @@ class BubblewrapHost:
         """
         if self.cgroups is None:
             return None, ""
-        with contextlib.suppress(OSError):
-            if self._ahead is not None and limits.cpus is None:
-                waiting, group = self._ahead
+        if self._ahead is not None and limits.cpus is None:
+            waiting, group = self._ahead
+            with contextlib.suppress(OSError):  # then one of its own is made, in its own time
                 group.limit(limits)
                 self._ahead = None
                 return group, waiting
+        with contextlib.suppress(OSError):
             return self.cgroups.create(name, limits), ""
         return None, ""
 
