@@ -288,7 +288,8 @@ class EgressProxy:
 
     async def _refuse(self, client: Peer, refusal: Refusal) -> None:
         if client.http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            await self._answer(client, refusal)
+            async with asyncio.timeout(self._limits.header_s):
+                await self._answer(client, refusal)
         await linger(client.stream)
 
     async def _answer(self, client: Peer, refusal: Refusal) -> None:
@@ -422,7 +423,8 @@ class EgressProxy:
             raise Refusal(
                 502, BAD_ANSWER, f"{host} gave no valid answer ({type(error).__name__})."
             ) from error
-        await client.send(forwarded_response(response))
+        async with asyncio.timeout(self._limits.idle_s):
+            await client.send(forwarded_response(response))
         await copy_response_body(upstream, client, response, self._limits.idle_s)
         if behind is None:
             await linger(client.stream)

@@ -256,8 +256,8 @@ class EngineSandbox:
             await asyncio.shield(starting)
         except BaseException:
             starting.cancel()
-            with contextlib.suppress(SandboxError, OSError, asyncio.CancelledError):
-                await starting
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({starting})  # its error, if any, is the one raised below
             await asyncio.shield(self.close())
             raise
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from sandlot.core.errors import ImageError, SandboxError, SandboxUnavailable
+from sandlot.core.errors import ConfigError, ImageError, SandboxError, SandboxUnavailable
 from sandlot.sandbox import host as _host
 from sandlot.sandbox.engine_api import (
     AttachedStream,
@@ -392,14 +392,14 @@ async def reap_engines(runtime_dir: Path, environ: Mapping[str, str]) -> list[st
     for lease in _host.list_leases(runtime_dir):
         if lease.alive or lease.backend not in ENGINES:
             continue
-        address = json.loads((lease.folder / "lease.json").read_text())["engine"]
         try:
+            address = json.loads((lease.folder / "lease.json").read_text())["engine"]
             client = EngineClient(parse_address(address), environ)
             try:
                 removed = await reap_containers(client, runtime_dir)
             finally:
                 await client.close()
-        except SandboxError as exc:
+        except (SandboxError, ConfigError, OSError, ValueError, KeyError) as exc:
             said.append(f"lease {lease.id} stays: its engine cannot be asked ({exc})")
             continue
         shutil.rmtree(lease.folder, ignore_errors=True)

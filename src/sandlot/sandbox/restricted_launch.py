@@ -425,6 +425,8 @@ class _Broker:
         if not os.readlink(f"/proc/{asked.pid}/fd/{target}").startswith("socket:"):
             raise OSError(errno.ENOTSOCK, "no socket")
         address = asked.memory(1, 8)
+        if len(address) < 8:
+            raise OSError(errno.EFAULT, "its memory ends")
         family, port = struct.unpack("=H", address[:2])[0], struct.unpack(">H", address[2:4])[0]
         where = (socket.inet_ntoa(address[4:8]), port)
         if family != socket.AF_INET or where != self._proxy:
@@ -444,6 +446,8 @@ class _Broker:
 
     def _utime(self, asked: _Question) -> None:
         times = asked.memory(2, 32) if asked.arguments[2] else None
+        if times is not None and len(times) < 32:
+            raise OSError(errno.EFAULT, "its memory ends")
         with self._own_file(asked, asked.number(0), 1, asked.number(3)) as path:
             name = os.fsencode(path)
             call = libc.utimensat(ctypes.c_int(_AT_FDCWD), name, times, ctypes.c_int(0))
