@@ -513,3 +513,13 @@ async def test_a_call_of_a_tool_that_nobody_offered_is_talk_where_there_is_no_co
     trajectory = await run_rollout(TASK, model=ScriptedModel(bash("echo 42", text="It is 42.")))
     assert trajectory.stop_reason is StopReason.ANSWERED
     assert trajectory.answer == "It is 42."
+
+
+async def test_a_sandbox_that_dies_while_files_come_out_is_no_end_of_the_models() -> None:
+    class DiesLate(FakeSandbox):
+        async def read_file(self, path: str, *, limit_bytes: int | None = None) -> bytes:
+            raise SandboxDied(DeathCause.KILLED, "gone")
+
+    trajectory = await run_rollout(TASK, model=ScriptedModel(submit()), sandbox=DiesLate())
+    assert trajectory.stop_reason is StopReason.SANDBOX_DIED
+    assert "collection" in trajectory.stop_detail

@@ -158,3 +158,17 @@ async def test_two_servers_of_one_model_name_share_no_verdict(tools: ScoringTool
     assert (await JudgeScorer(one).score(Candidate(TASK, "12"))).value == 1.0
     assert (await JudgeScorer(two).score(Candidate(TASK, "12"))).value == 0.0
     assert len(other.requests) == 1
+
+
+async def test_a_reply_that_was_cut_off_is_no_verdict(tools: ScoringTools) -> None:
+    class Cut(ScriptedModel):
+        async def complete(self, *arguments: Any, **named: Any) -> Completion:
+            whole = await super().complete(*arguments, **named)
+            return replace(whole, finish_reason="length")
+
+    model = Cut(*[RIGHT] * 10, name="judge-x")
+    score = await JudgeScorer(replace(tools, judge_model=lambda: model)).score(
+        Candidate(TASK, "12")
+    )
+    assert score.value is None
+    assert score.missing

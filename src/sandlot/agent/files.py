@@ -40,24 +40,27 @@ async def upload_inputs(sandbox: Sandbox, task: Task, input_dir: str) -> None:
         await sandbox.write_file(f"{input_dir}/{path}", data)
 
 
-async def collect_outputs(sandbox: Sandbox, profile: Profile, into: Path | None) -> FilesCollected:
+async def collect_outputs(
+    sandbox: Sandbox, profile: Profile, into: Path | None
+) -> tuple[FilesCollected, SandboxError | None]:
     """Copy the output folder and the answer file out; without `into` only the answer is read.
 
-    A sandbox that is gone gives what it could, with the reason among the skipped files.
+    A sandbox that is gone gives what it could, with the reason among the skipped files and as the
+    second value.
     """
     answer = None
     try:
         answer = await _read_answer(sandbox, profile.answer_file)
         if into is None:
-            return FilesCollected((), answer=answer)
+            return FilesCollected((), answer=answer), None
         into.mkdir(parents=True, exist_ok=True)
         paths = [profile.output_dir]
         if not PurePosixPath(profile.answer_file).is_relative_to(profile.output_dir):
             paths.append(profile.answer_file)
         files, skipped = await sandbox.collect(paths, into)
     except SandboxError as exc:
-        return FilesCollected((), (SkippedFile(profile.output_dir, str(exc)),), answer)
-    return FilesCollected(tuple(files), tuple(skipped), answer)
+        return FilesCollected((), (SkippedFile(profile.output_dir, str(exc)),), answer), exc
+    return FilesCollected(tuple(files), tuple(skipped), answer), None
 
 
 async def _read_answer(sandbox: Sandbox, path: str) -> str | None:

@@ -84,6 +84,7 @@ _FILES_GONE = (
 )
 
 
+_ENDED_BY_US = (StopReason.SANDBOX_DIED, StopReason.MODEL_ERROR, StopReason.CANCELLED)
 MakeSandbox = Callable[[], Sandbox | Awaitable[Sandbox]]
 
 
@@ -221,6 +222,8 @@ class _Rollout:
             except asyncio.CancelledError:
                 with anyio.move_on_after(_SHELTER_S, shield=True):
                     await self._finish(_Stop(StopReason.CANCELLED, "cancelled from outside"))
+                if not self.collected:
+                    self.stop = _Stop(StopReason.CANCELLED, "cancelled before its files came out")
                 self._say_stopped()
                 raise
         return fold(self.events, self.history)
@@ -523,7 +526,11 @@ class _Rollout:
     async def _collect(self) -> FilesCollected:
         if self.sandbox is None:
             return FilesCollected((), answer=self.last_text or None)
-        found = await collect_outputs(self.sandbox, self.profile, self.output_dir)
+        found, broken = await collect_outputs(self.sandbox, self.profile, self.output_dir)
+        finished = self.stop is not None and self.stop.reason not in _ENDED_BY_US
+        if isinstance(broken, SandboxDied) and finished:
+            # What the model left is unknown: that is no end of its own making.
+            self.stop = _Stop(StopReason.SANDBOX_DIED, f"at the collection of its files: {broken}")
         if found.answer is None and self.profile.conversation and self.last_text:
             found = replace(found, answer=self.last_text)
         return found

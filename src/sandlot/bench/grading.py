@@ -126,7 +126,11 @@ class Grader:
             why = f"the scorer failed: {type(exc).__name__}: {exc}"
             trace = {"traceback": traceback.format_exc()[-4000:]}
             return missing(scorer, candidate.task, episode, why, trace)
-        return ScoreRecord(episode, score, await self._reference_score(candidate, episode))
+        try:
+            theirs = await self._reference_score(candidate, episode)
+        except Exception:  # noqa: BLE001 - it stands beside our score, and must not cost it
+            theirs = None
+        return ScoreRecord(episode, score, theirs)
 
     async def _reference_score(self, candidate: Candidate, episode: Episode) -> float | None:
         if self._reference is None:

@@ -21,7 +21,7 @@ from sandlot.scoring.extract import extract, visible_text
 from sandlot.scoring.text import text_targets
 from sandlot.scoring.verdict import read_verdict
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 RETRY = (
     "Your reply held no verdict that could be read. Reply with one line and nothing else: "
     "VERDICT: CORRECT or VERDICT: INCORRECT"
@@ -182,12 +182,14 @@ class JudgeScorer:
         for _ in range(self._tries):
             try:
                 with anyio.fail_after(self._timeout_s):
-                    reply = (await model.complete(messages, (), self._sampling)).message.text
+                    completion = await model.complete(messages, (), self._sampling)
             except TimeoutError:
                 return f"the judge gave no reply within {self._timeout_s:g} s"
             except ModelError as exc:
                 return f"the judge failed: {exc}"
-            verdict = read_verdict(reply)
+            reply = completion.message.text
+            cut = completion.finish_reason in ("length", "content_filter")
+            verdict = None if cut else read_verdict(reply)  # half a reason is no verdict
             self._tell(candidate, model, number, reply, verdict, cached=False)
             if verdict is not None:
                 return reply, verdict
