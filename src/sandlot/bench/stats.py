@@ -286,6 +286,8 @@ def _smallest(groups: Sequence[Sequence[float]]) -> float | None:
         return None
     items = sum(len(group) for group in groups)
     scale = len(groups) / items
-    spread = stdev(math.fsum(group) * scale for group in groups)
+    mean = math.fsum(value for group in groups for value in group) / items
+    # What varies is a cluster's part beyond its size: unequal sizes alone are no spread.
+    spread = stdev((math.fsum(group) - mean * len(group)) * scale for group in groups)
     # No spread at all says that nothing was seen, not that everything would be.
-    return smallest_gain(len(groups), spread) if spread else None
+    return smallest_gain(len(groups), spread) if spread > 1e-12 else None
