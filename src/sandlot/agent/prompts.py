@@ -17,6 +17,7 @@ from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Message, Task
 
+TOOL_CALLS = ("auto", "native", "text", "fenced")
 _PLACEHOLDER = re.compile(r"\{(problem_statement|input_dir|output_dir|working_dir|answer_file)\}")
 
 
@@ -24,7 +25,7 @@ _PLACEHOLDER = re.compile(r"\{(problem_statement|input_dir|output_dir|working_di
 class Profile:
     """How a rollout speaks to a model and where its files lie.
 
-    `tool_calls` is auto, native or text. `observation_chars` caps the text of one tool result,
+    `tool_calls` is auto, native, text or fenced. `observation_chars` caps the text of one tool result,
     `context_tokens` is what the model holds (None: unknown), `reply_tokens` bounds one reply.
     A `conversation` ends with the first reply that calls no tool.
     """
@@ -136,8 +137,8 @@ def _profile(values: Mapping[str, Any], base: Profile, source: str) -> Profile:
                 f"{source}: field {key!r} must be {expected}, found {type(value).__name__}"
             )
     profile = dataclasses.replace(base, **values)
-    if profile.tool_calls not in ("auto", "native", "text"):
-        raise unknown_name(f"{source}: tool_calls", profile.tool_calls, ("auto", "native", "text"))
+    if profile.tool_calls not in TOOL_CALLS:
+        raise unknown_name(f"{source}: tool_calls", profile.tool_calls, TOOL_CALLS)
     if not profile.instance_prompt.strip():
         raise ConfigError(f"{source}: field 'instance_prompt' is missing or empty")
     return profile

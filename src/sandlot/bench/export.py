@@ -18,7 +18,7 @@ from sandlot.bench.atif import to_atif
 from sandlot.bench.meters import measure
 from sandlot.bench.records import Episode, EpisodeRecord, ScoreRecord
 from sandlot.bench.store import BenchDirectory
-from sandlot.core.errors import ConfigError, InputError, unknown_name
+from sandlot.core.errors import ConfigError, InputError, RecordError, unknown_name
 from sandlot.core.events import (
     Event,
     MessageAdded,
@@ -30,6 +30,7 @@ from sandlot.core.events import (
 )
 from sandlot.core.jsonl import read_jsonl
 from sandlot.core.store import RunDirectory
+from sandlot.core.tokens import rows_of
 from sandlot.core.types import ImagePart, JsonObject, Trajectory
 from sandlot.models.base import ToolSpec
 from sandlot.models.openai_wire import MessageEncoder, encode_tools
@@ -282,30 +283,23 @@ def _training_line(recorded: Recorded) -> JsonObject:
 
 
 def _segments(trajectory: Trajectory) -> list[JsonObject]:
-    found: list[JsonObject] = []
-    for turn in trajectory.turns:
-        record = turn.tokens
-        if record is None:
-            raise _Left(
-                f"turn {turn.index} has no token ids; they are recorded only where a server sends "
-                'them (vLLM: --extra-body \'{"return_token_ids": true, "logprobs": true}\')'
-            )
-        prompt, reply = list(record.prompt_ids), list(record.completion_ids)
-        last = found[-1] if found else None
-        held = last["token_ids"] if last is not None else []
-        if last is None or prompt[: len(held)] != held:
-            last, held = {"token_ids": [], "loss_mask": [], "logprobs": []}, []
-            found.append(last)
-        given = prompt[len(held) :]
-        last["token_ids"] += given + reply
-        last["loss_mask"] += [0] * len(given) + [1] * len(reply)
-        if record.logprobs is None or last["logprobs"] is None:
-            last["logprobs"] = None
-        else:
-            last["logprobs"] += [0.0] * len(given) + list(record.logprobs)
-    if not found:
+    try:
+        rows = rows_of(trajectory)
+    except RecordError as error:
+        raise _Left(
+            f"{error}; they are recorded only where a server sends "
+            'them (vLLM: --extra-body \'{"return_token_ids": true, "logprobs": true}\')'
+        ) from error
+    if not rows:
         raise _Left("no reply was recorded")
-    return found
+    return [
+        {
+            "token_ids": list(row.ids),
+            "loss_mask": [int(each) for each in row.sampled],
+            "logprobs": None if row.logprobs is None else list(row.logprobs),
+        }
+        for row in rows
+    ]
 
 
 _LINES: Mapping[str, Callable[[Recorded], JsonObject]] = {

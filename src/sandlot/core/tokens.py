@@ -1,0 +1,68 @@
+"""The token rows of a trajectory: what the policy saw and what it sampled, never re-tokenised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandlot.core.errors import RecordError
+from sandlot.core.types import TokenRecord, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One unbroken token sequence of a rollout.
+
+    `ids`, `sampled` and `logprobs` have one entry a token: `sampled` is True where the policy drew
+    the token itself, `logprobs` is the log probability (nats) under which it was drawn and 0 where
+    nothing was drawn; None where a turn has none. The first token is never a sampled one.
+    """
+
+    ids: tuple[int, ...]
+    sampled: tuple[bool, ...]
+    logprobs: tuple[float, ...] | None = None
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(self.sampled)
+
+
+def rows_of(trajectory: Trajectory) -> tuple[TokenRow, ...]:
+    """The rows of a trajectory whose turns carry token records.
+
+    A row is a run of requests each of which begins with all tokens before it; where the history
+    was cut or rewritten, a new row begins.
+
+    Raises:
+        RecordError: a turn without token ids; names the turn.
+    """
+    rows: list[_Row] = []
+    for turn in trajectory.turns:
+        if turn.tokens is None:
+            raise RecordError(f"turn {turn.index} has no token ids")
+        if not rows or not rows[-1].goes_on(turn.tokens):
+            rows.append(_Row([], [], []))
+        rows[-1].add(turn.tokens)
+    return tuple(row.frozen() for row in rows)
+
+
+@dataclass(slots=True)
+class _Row:
+    ids: list[int]
+    sampled: list[bool]
+    logprobs: list[float] | None
+
+    def goes_on(self, record: TokenRecord) -> bool:
+        return list(record.prompt_ids[: len(self.ids)]) == self.ids
+
+    def add(self, record: TokenRecord) -> None:
+        given = record.prompt_ids[len(self.ids) :]
+        self.ids += [*given, *record.completion_ids]
+        self.sampled += [False] * len(given) + [True] * len(record.completion_ids)
+        if record.logprobs is None or self.logprobs is None:
+            self.logprobs = None
+        else:
+            self.logprobs += [0.0] * len(given) + list(record.logprobs)
+
+    def frozen(self) -> TokenRow:
+        logprobs = None if self.logprobs is None else tuple(self.logprobs)
+        return TokenRow(tuple(self.ids), tuple(self.sampled), logprobs)
