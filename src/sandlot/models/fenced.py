@@ -52,7 +52,7 @@ def parameter_of(tool: ToolSpec) -> str | None:
 
 
 def render_tools(tools: Sequence[ToolSpec]) -> str:
-    """The offered tools in as few tokens as will do: one example block each. Empty without tools."""
+    """The offered tools, one example block each. Empty without tools."""
     if not tools:
         return ""
     blocks = [
