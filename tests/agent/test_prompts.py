@@ -85,7 +85,7 @@ def test_json_prompt_files_are_read(tmp_path: Path) -> None:
         ("p.toml", "max_turn = 3", "Did you mean 'max_turns'"),
         ("p.toml", "max_turns = true", "must be int"),
         ("p.toml", "max_turns = 'x'", "must be int"),
-        ("p.toml", "tool_calls = 'json'", "have: auto, native, text, fenced"),
+        ("p.toml", "tool_calls = 'json'", "have: auto, fenced, native, text"),
         ("p.toml", "instance_prompt = ''", "missing or empty"),
         ("p.toml", "x = ", "not valid TOML"),
         ("p.json", "{", "not valid JSON"),
