@@ -25,8 +25,8 @@ _PLACEHOLDER = re.compile(r"\{(problem_statement|input_dir|output_dir|working_di
 class Profile:
     """How a rollout speaks to a model and where its files lie.
 
-    `tool_calls` is auto, native, text or fenced. `observation_chars` caps the text of one tool
-    result, `context_tokens` is what the model holds (None: unknown), `reply_tokens` bounds one reply.
+    `tool_calls` is one of `TOOL_CALLS`. `observation_chars` caps the text of one tool result,
+    `context_tokens` is what the model holds (None: unknown), `reply_tokens` bounds one reply.
     A `conversation` ends with the first reply that calls no tool.
     """
 
