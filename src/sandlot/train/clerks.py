@@ -90,7 +90,7 @@ def _efficient(task: Task, rng: Random) -> tuple[str, ...]:
     return (str(task.metadata["efficient"]),)
 
 
-_IDLE = ("ls", "pwd", "ls input", "ls -l input", "ls output", "whoami", "ls -a")
+_IDLE = ("ls", "pwd", "ls input", "ls output", "ls -a")
 
 
 def _wandering(task: Task, rng: Random) -> tuple[str, ...]:
@@ -115,12 +115,15 @@ def _guessing(task: Task, rng: Random) -> tuple[str, ...]:
 
 
 def guess(task: Task, rng: Random) -> str:
-    """A wrong answer of the truth's kind: as many words or figures, in one line."""
+    """A wrong answer of the truth's kind, in one line: the words of the prompt in a wrong order
+    where the truth consists of them, else as many words or figures as it has (at most five).
+    """
     parts = str(task.target).split()
+    asked = len(parts) > 1 and all(part in task.prompt for part in parts)
     while True:
-        wrong = " ".join(_like(part, rng) for part in parts[:5])
-        if wrong.casefold() != " ".join(parts).casefold():
-            return wrong
+        wrong = rng.sample(parts, len(parts)) if asked else [_like(p, rng) for p in parts[:5]]
+        if wrong != parts:
+            return " ".join(wrong)
 
 
 def _like(part: str, rng: Random) -> str:

@@ -218,8 +218,9 @@ def _lookup(desk: _Desk) -> _Errand:
     values = desk.figures(len(names), 1000, 9999)
     lines = [f"{name}: {value}" for name, value in zip(names, values, strict=True)]
     at = desk.rng.randrange(len(names))
-    if desk.grade > 1:  # decoys whose names end in the name that is asked for
-        lines += [f"{desk.word()}-{names[at]}: {n}" for n in desk.figures(desk.grade, 1000, 9999)]
+    if desk.grade > 1:  # decoys whose names begin with the name that is asked for
+        decoys = zip("sxy", desk.figures(desk.grade, 1000, 9999), strict=False)
+        lines += [f"{names[at]}{letter}: {value}" for letter, value in decoys]
     desk.rng.shuffle(lines)
     files = {name: lines[n::documents] for n, name in enumerate(desk.files(documents))}
     prompt = desk.say(
@@ -233,7 +234,7 @@ def _lookup(desk: _Desk) -> _Errand:
         ),
         name=names[at],
     )
-    command = f"grep -h ^{names[at]} input/* | cut -d' ' -f2"
+    command = f"grep -hw {names[at]} input/* | cut -d' ' -f2"
     return _Errand(prompt, str(values[at]), command, files)
 
 
@@ -258,7 +259,7 @@ def _grepcount(desk: _Desk) -> _Errand:
         ),
         (
             "Tell me on how many rows of input/{file} one can read {word}.",
-            "{word} turns up in some rows of input/{file}. In how many?",
+            "In input/{file} some rows show {word}. How many are they?",
         ),
         file=name,
         word=asked,
@@ -295,8 +296,16 @@ def _sortwords(desk: _Desk) -> _Errand:
 
 
 def _numbers(desk: _Desk, plain: Sequence[str], rephrased: Sequence[str]) -> tuple[str, list[int]]:
-    """A file's name and its numbers: of one to three digits, not in ascending order."""
-    numbers = desk.figures(desk.lines(), 2, desk.by_grade(999, 9999, 99_999))
+    """A file's name and its numbers, all different: sorted as text they stand in another order,
+    with another one at the end.
+    """
+    count, digits = desk.lines(), desk.by_grade(3, 4, 5)
+    while True:
+        drawn = {desk.rng.randrange(2, 10 ** desk.rng.randint(1, digits)) for _ in range(count)}
+        numbers = sorted(drawn)
+        if len(drawn) > count // 2 and max(numbers, key=str) != numbers[-1]:
+            break
+    desk.rng.shuffle(numbers)
     if numbers == sorted(numbers):
         numbers.reverse()
     return desk.file(plain, rephrased), numbers
@@ -443,7 +452,7 @@ def _filecount(desk: _Desk) -> _Errand:
         ),
         (
             "Count those sheets in input/ that mention {word}.",
-            "{word} is named in how many sheets of input/?",
+            "How many sheets of input/ name {word}?",
         ),
         word=asked,
     )
@@ -507,7 +516,7 @@ def _join(desk: _Desk) -> _Errand:
         second=second,
         name=names[at],
     )
-    code = f"$(grep ^{names[at]} input/{first} | cut -d' ' -f2)"
+    code = f"$(grep -w {names[at]} input/{first} | cut -d' ' -f2)"
     command = f"grep {code} input/{second} | cut -d' ' -f2"
     return _Errand(prompt, values[at], command, {first: keys, second: facts})
 
@@ -545,7 +554,7 @@ def _copy_lookup(desk: _Desk, names: list[str]) -> _Errand:
     at = desk.rng.randrange(len(names))
     files = {name: lines[n::3] for n, name in enumerate(desk.files(3))}
     prompt = f"Find the number of {names[at]} in the files in input/."
-    command = f"grep -h ^{names[at]} input/* | cut -d' ' -f2"
+    command = f"grep -hw {names[at]} input/* | cut -d' ' -f2"
     return _Errand(prompt, str(values[at]), command, files)
 
 
