@@ -32,7 +32,8 @@ ToolForm = Literal["native", "text", "fenced"]
 _TOOL_FORMS = ("native", "text", "fenced")
 _FIXED_DATE = "26 Jul 2024"
 _PYTHON_TAG = "<|python_tag|>"
-_END_OF_MESSAGE = "<|eom_id|>"
+# Llama 3 ends a reply that calls a tool of its own kind by another token than its other turns.
+_MORE_ENDS = {"<|eot_id|>": ("<|eom_id|>",)}
 _NAME = re.compile(r"[^A-Za-z0-9_-]")
 _CACHED_IDS = 4_000_000
 _DECODER = json.JSONDecoder(strict=False)
@@ -98,14 +99,17 @@ class TemplateFormat:
         self._template = _Template.of(tokenizer, template, template_args or {})
         self._describe = describe or _DESCRIBE.get(tool_form)
         self._cache = _Cache(_CACHED_IDS)
-        self._end_text, self._end_id = self._find_end_of_turn()
-        self._opens_thinking = self._generation_prompt().rstrip().endswith("<think>")
-        self._calls_as_json = False
-        self.stop_ids = self._find_stops(stop_tokens)
-        self._closers = frozenset(self._named_in_template(self.stop_ids)) | {self._end_id}
-        self._check_bridge()
-        if tool_form == "native":
-            self._check_native()
+        self._joins_users = self._calls_as_json = False
+        try:
+            self._end_text, self._end_id = self._find_end_of_turn()
+            self._opens_thinking = self._generation_prompt().rstrip().endswith("<think>")
+            self.stop_ids = self._find_stops(stop_tokens)
+            self._closers = self._find_closers()
+            self._check_bridge()
+            if tool_form == "native":
+                self._check_native()
+        except ModelError as error:
+            raise ConfigError(f"{error}; give another template with --template FILE") from error
 
     @property
     def end_of_turn(self) -> int:
@@ -159,23 +163,36 @@ class TemplateFormat:
         return self._cache.get(key, lambda: self._written(reply, tools))
 
     def _written(self, reply: Message, tools: Sequence[ToolSpec]) -> Ids:
-        asked = self._plain((Message.user("."),), tools, opening=True)
-        answered = [*asked, *self._plain((reply,), tools)]
-        prompt = self._template.render(asked, self._native(tools), prompt=True)
-        whole = self._template.render(answered, self._native(tools), prompt=False)
-        if not whole.startswith(prompt):
+        prompt, text = self._reply_text(reply, tools)
+        if text is None:
             raise ConfigError(
                 "the chat template does not write a reply where its generation prompt ends, so "
                 "replies that were not sampled cannot be put into tokens; give another template "
                 "with --template FILE"
             )
-        end = whole.rfind(self._end_text)
-        text = whole[len(prompt) : end if end >= len(prompt) else None] + self._end_text
         before = self._encode(prompt)
         together = self._encode(prompt + text)
         if together[: len(before)] == before:
             return together[len(before) :]
         return self._encode(text)
+
+    def _reply_text(
+        self, reply: Message, tools: Sequence[ToolSpec], *, anywhere: bool = False
+    ) -> tuple[str, str | None]:
+        """A generation prompt and what follows it in the template's rendering of a reply.
+
+        None where the rendering does not begin with the prompt; `anywhere` gives what follows
+        their common beginning.
+        """
+        asked = self._plain((Message.user("."),), tools, opening=True)
+        answered = [*asked, *self._plain((reply,), tools)]
+        prompt = self._template.render(asked, self._native(tools), prompt=True)
+        whole = self._template.render(answered, self._native(tools), prompt=False)
+        start = _common(prompt, whole)
+        if start < len(prompt) and not anywhere:
+            return prompt, None
+        end = whole.rfind(self._end_text)
+        return prompt, whole[start : end if end >= start else None] + self._end_text
 
     def _bridge(
         self, reply: Message, new: Sequence[Message], tools: Sequence[ToolSpec], known: str
@@ -237,7 +254,7 @@ class TemplateFormat:
             rendered[0]["content"] += "\n\n" + listing
         elif listing:
             rendered.insert(0, {"role": "system", "content": listing})
-        return rendered
+        return _joined(rendered) if self._joins_users else rendered
 
     def _native(self, tools: Sequence[ToolSpec]) -> list[dict[str, Any]] | None:
         return encode_tools(tools) if tools and self._form == "native" else None
@@ -268,15 +285,14 @@ class TemplateFormat:
 
     def _generation_prompt(self) -> str:
         user = [{"role": "user", "content": "."}]
-        without = self._template.render(user, None, prompt=False)
         with_prompt = self._template.render(user, None, prompt=True)
-        if not with_prompt.startswith(without) or with_prompt == without:
+        if with_prompt == self._template.render(user, None, prompt=False):
             raise ConfigError(
                 "the chat template has no generation prompt (add_generation_prompt changes "
                 "nothing), so a reply cannot be told from what was given; give another template "
                 "with --template FILE"
             )
-        return with_prompt[len(without) :]
+        return with_prompt
 
     def _find_end_of_turn(self) -> tuple[str, int]:
         marker = _marker(())
@@ -299,7 +315,7 @@ class TemplateFormat:
         return text, ids[0]
 
     def _find_stops(self, more: Sequence[str]) -> frozenset[int]:
-        names = [*more, *([_END_OF_MESSAGE] if _END_OF_MESSAGE in self._template.text else [])]
+        names = [*more, *_MORE_ENDS.get(self._end_text, ())]
         stops = {self._end_id}
         if isinstance(self._tokenizer.eos_token_id, int):
             stops.add(self._tokenizer.eos_token_id)
@@ -311,9 +327,11 @@ class TemplateFormat:
                 raise ConfigError(f"stop token {name!r} is no single token of the tokenizer")
         return frozenset(stops)
 
-    def _named_in_template(self, ids: frozenset[int]) -> list[int]:
-        tokens = {item: str(self._tokenizer.convert_ids_to_tokens(item)) for item in ids}
-        return [item for item, token in tokens.items() if token in self._template.text]
+    def _find_closers(self) -> frozenset[int]:
+        """What may stand where a turn ends; any other stop is followed by the end of turn."""
+        others = _MORE_ENDS.get(self._end_text, ())
+        ids = [self._tokenizer.convert_tokens_to_ids(token) for token in others]
+        return (self.stop_ids & frozenset(ids)) | {self._end_id}
 
     def _check_bridge(self) -> None:
         new = Message.user("probe text")
@@ -322,6 +340,12 @@ class TemplateFormat:
                 "the chat template leaves out a user message that follows a reply; give another "
                 "template with --template FILE"
             )
+        if self._form == "native":
+            return
+        try:  # the results of one reply's calls are user messages here
+            self._bridge_text(Message.assistant("."), [new, new], ())
+        except ModelError:
+            self._joins_users = True
 
     def _check_native(self) -> None:
         tools = [_PROBE_TOOL]
@@ -331,16 +355,16 @@ class TemplateFormat:
         try:
             result = Message.tool(_PROBE_CALL.id, TextPart("probe result"))
             bridge = self._bridge_text(reply, [result], tools)
-            ids = self._written(reply, tools)
+            _, text = self._reply_text(reply, tools, anywhere=True)
         except ModelError as error:
             raise ConfigError(
                 _NO_TOOLS.format(what=f"refuses a tool's result ({error})")
             ) from error
         if "probe result" not in bridge:
             raise ConfigError(_NO_TOOLS.format(what="leaves out the results of tools"))
-        text = self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-        self._calls_as_json = "<tool_call>" not in text
-        if not _same_call(self.read(ids, tools)):
+        said = (text or "").removesuffix(self._end_text)
+        self._calls_as_json = "<tool_call>" not in said
+        if not _same_call(self._parse(said, tools)):
             raise ConfigError(_NO_TOOLS.format(what="writes tool calls in a form not read here"))
 
 
@@ -432,6 +456,23 @@ class _Cache:
         while self.held > self.limit and len(self.entries) > 1:
             self.held -= len(self.entries.popitem(last=False)[1])
         return ids
+
+
+def _joined(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """User messages in a row as one, for templates in which the roles must alternate."""
+    joined: list[dict[str, str]] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"] == "user":
+            joined[-1]["content"] += "\n" + message["content"]
+        else:
+            joined.append(dict(message))
+    return joined
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts share at their beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
 
 
 def _tools_key(tools: Sequence[ToolSpec]) -> str:
