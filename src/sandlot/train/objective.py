@@ -166,7 +166,9 @@ def sequence_logprobs(
     states, targets = hidden[:, :-1][where], ids[:, 1:][where]
     parts = [
         _checkpointed(head, some, wanted, temperature)
-        for some, wanted in zip(states.split(chunk), targets.split(chunk), strict=True)
+        for some, wanted in zip(
+            torch.split(states, chunk), torch.split(targets, chunk), strict=True
+        )
     ]
     drawn = torch.cat(parts)
     out = torch.zeros(ids.shape, dtype=torch.float32, device=hidden.device)
