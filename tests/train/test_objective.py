@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train` (torch)")
 
+from sandlot.core.errors import ConfigError  # noqa: E402
 from sandlot.core.tokens import TokenRow  # noqa: E402
 from sandlot.train.objective import (  # noqa: E402
     Batch,
@@ -221,6 +222,25 @@ def test_an_adapter_is_part_of_the_policy() -> None:
     assert torch.allclose(found, expected * batch.sampled[:, 1:], atol=1e-5)
     with adapted.disable_adapter():
         assert not torch.allclose(found, model_logprobs(adapted, batch)[:, 1:], atol=1e-2)
+
+
+def test_a_model_that_scales_its_logits_in_its_own_way_is_refused() -> None:
+    model = tiny_qwen3()
+    model.config.logits_scaling = 8.0
+    with pytest.raises(ConfigError, match="logits_scaling"):
+        model_logprobs(model, pad(ROWS))
+
+
+def test_logits_that_the_model_bends_are_bent_here_too() -> None:
+    model, batch = tiny_qwen3(), pad(random_rows(2))
+    plain = model_logprobs(model, batch)
+    model.config.final_logit_softcapping = 2.0
+    logits = model(batch.ids).logits[:, :-1]
+    bent = torch.log_softmax(torch.tanh(logits / 2) * 2, -1)
+    expected = bent.gather(2, batch.ids[:, 1:, None])[..., 0] * batch.sampled[:, 1:]
+    found = model_logprobs(model, batch)[:, 1:]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, plain[:, 1:], atol=1e-2)
 
 
 # The loss.

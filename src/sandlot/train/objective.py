@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sandlot.core.errors import ConfigError
 from sandlot.core.tokens import TokenRow
 
 CLIP_LOW = 0.2
@@ -134,6 +135,8 @@ def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
         order = order[fit:]
 
 
+_LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
 Head = Callable[[Tensor], Tensor]
 """From hidden states [positions, width] to logits [positions, vocabulary]; `lm_head` is one."""
 
@@ -192,10 +195,18 @@ def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor
 
     `model` is a `PreTrainedModel` with an output head, or a `PeftModel` around one. A model that
     bends its logits after the head (`final_logit_softcapping`) has them bent here too.
+
+    Raises:
+        ConfigError: a model that multiplies its logits after the head: each family does so in a
+            way of its own, and a wrong guess would train another policy than the one that drew.
     """
+    config = model.config.get_text_config()
+    for name in _LOGIT_SCALES:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ConfigError(f"{config.model_type} scales its logits ({name}), which is not known")
     hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     linear = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    cap = getattr(config, "final_logit_softcapping", None)
 
     def head(states: Tensor) -> Tensor:
         logits: Tensor = linear(states)
