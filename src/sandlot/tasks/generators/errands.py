@@ -198,10 +198,7 @@ _SHEETS = (
 
 
 def _mul(desk: _Desk) -> _Errand:
-    one = desk.rng.randrange(1000, 10_000) * 10 ** (2 * desk.grade - 2) + desk.rng.randrange(1, 9)
-    other = desk.rng.randrange(100, 1000) * 10 ** (desk.grade - 1) + desk.rng.randrange(1, 9)
-    if desk.grade == 1:
-        one, other = desk.rng.randrange(1000, 10_000), desk.rng.randrange(100, 1000)
+    one, other = _figure(desk.rng, 2 + 2 * desk.grade), _figure(desk.rng, 2 + desk.grade)
     prompt = desk.say(
         ("Multiply {a} by {b}.", "What is {a} times {b}?"),
         ("Find the product of {a} and {b}.", "{a} boxes hold {b} pins each. How many pins?"),
@@ -209,6 +206,10 @@ def _mul(desk: _Desk) -> _Errand:
         b=other,
     )
     return _Errand(prompt, str(one * other), f"echo $(({one}*{other}))")
+
+
+def _figure(rng: Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1), 10**digits)
 
 
 def _lookup(desk: _Desk) -> _Errand:
@@ -411,9 +412,7 @@ def _days(desk: _Desk) -> _Errand:
 
 
 def _column(desk: _Desk) -> _Errand:
-    name = desk.file(
-        ("table.csv", "sales.csv", "stock.csv"), ("trips.csv", "farm.csv", "bills.csv")
-    )
+    name = desk.file(("shop.csv", "sales.csv", "stock.csv"), ("trips.csv", "farm.csv", "bills.csv"))
     heads = ("price", "count", "size") if not desk.rephrased else ("cost", "length", "score")
     rows = [(word, desk.figures(3, 2, 99)) for word in desk.words(desk.lines(6) - 1)]
     at = desk.rng.randrange(3)
