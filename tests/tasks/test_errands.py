@@ -325,7 +325,7 @@ def test_ids_are_unique_over_seeds_wordings_names_and_grades() -> None:
     assert len(ids) == len(set(ids)) == 16 * 36
 
 
-def test_the_truth_stands_in_no_file_where_it_has_to_be_computed() -> None:
+def test_errands_over_the_prompt_alone_come_without_files() -> None:
     for family in ("mul", "days", "sortwords"):
         assert all(not task.input_files for task in made(family, 5))
 
