@@ -319,7 +319,7 @@ class TorchEngine:
 
     def _place(self, request: _Request, free: list[int]) -> None:
         last = len(request.prompt) - 1  # the last token is always computed: it gives the draw
-        best, held = free[0], -1
+        best, held = free[0], -math.inf
         for index in free:
             common = min(_common(self._slots[index].ids, request.prompt), last)
             whole = common == len(self._slots[index].ids)  # its own conversation, going on

@@ -119,12 +119,12 @@ class Player:
             await box.close()
 
     async def _worth(self, task: Task, trajectory: Trajectory, rules: Rules, group: str) -> Episode:
+        rows: tuple[TokenRow, ...] = ()
+        unread: str | None = None
         try:
             rows = rows_of(trajectory)
         except RecordError as error:
-            rows, unread = (), str(error)
-        else:
-            unread = None
+            unread = str(error)
         reward, missing = await self._reward(task, trajectory, rules)
         if unread is not None and reward is not None:
             reward, missing = None, unread

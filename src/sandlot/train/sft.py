@@ -27,7 +27,9 @@ class WrittenModel:
     inner: Model
     chat: TemplateFormat
 
-    sees_images = False
+    @property
+    def sees_images(self) -> bool:
+        return False
 
     @property
     def name(self) -> str:
@@ -120,7 +122,7 @@ def fine_tune(
         for part in batches([len(row.ids) for row in chosen], settings.token_budget):
             batch = pad([chosen[index] for index in part])
             loss = -model_logprobs(model, batch.to(_device(model))).sum() / tokens
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         lr = rate(number, len(steps), settings)
         norm = optimiser.step(lr)
