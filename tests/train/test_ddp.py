@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ LIMIT_S = 300
 
 def run(command: Sequence[str]) -> None:
     """Run to the end or fail with what was said; nothing outlives the test."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    local = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # asks no name server for itself
+    environment = {**os.environ, **local, "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
         [sys.executable, *command],
         env=environment,
@@ -39,11 +41,18 @@ def run(command: Sequence[str]) -> None:
     assert process.returncode == 0, said[-4000:]
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 @pytest.mark.slow
 def test_two_processes_end_with_the_same_weights_and_those_of_one_process(tmp_path: Path) -> None:
     """Three steps with missing rewards spread unevenly: a process whose rollouts failed must not
     weigh the other's down. The ranks begin with different weights, so agreement is no luck."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    address = ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    launch = ["-m", "torch.distributed.run", *address, "--nproc_per_node=2"]
     run([*launch, str(SCRIPT), str(tmp_path), "2"])
     run([str(SCRIPT), str(tmp_path), "1"])
     first, second, alone = (
