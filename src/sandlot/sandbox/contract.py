@@ -1546,6 +1546,20 @@ async def _(make: MakeSandbox) -> None:
             equal(await twin.read_file("f"), b"1", "the file in the fork")
 
 
+@_boxed("starting a sandbox that runs changes nothing")
+async def _(box: Sandbox) -> None:
+    await box.write_file("f", b"1")
+    await box.start()
+    equal(await box.read_file("f"), b"1", "the file after a second start")
+
+
+@_check("a closed sandbox does not start again")
+async def _(make: MakeSandbox) -> None:
+    async with opened(make) as box:
+        pass
+    await refused(box.start(), SandboxDied, what="a start after close")
+
+
 @_check("a fork outlives the sandbox that it came from", "processes")
 async def _(make: MakeSandbox) -> None:
     async with opened(make) as box:

@@ -17,7 +17,10 @@ from sandlot.tasks.readers import SUFFIXES, read_rows
 from sandlot.tasks.rows import read_row
 
 _HERE = Path(__file__).parent
-_GENERATORS = {"long_context": "sandlot.tasks.generators.long_context:generate"}
+_GENERATORS = {
+    "errands": "sandlot.tasks.generators.errands:generate",
+    "long_context": "sandlot.tasks.generators.long_context:generate",
+}
 
 Progress = Callable[[str], None]
 
