@@ -50,6 +50,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
+from transformers.trainer_callback import PrinterCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -147,6 +148,7 @@ def grpo_config(settings: TrlSettings) -> GRPOConfig:
     drawn = settings.old_logprobs == "drawn"
     chosen: dict[str, Any] = {
         "bf16": False,
+        "disable_tqdm": True,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "report_to": "none",
@@ -311,7 +313,7 @@ def make_trainer(
     """
     if len(task_ids) < settings.tasks:
         raise ConfigError(f"{len(task_ids)} tasks are too few for {settings.tasks} a step")
-    return SandlotTrainer(
+    trainer = SandlotTrainer(
         play,
         settings,
         model=model,
@@ -320,3 +322,5 @@ def make_trainer(
         callbacks=list(callbacks),
         optimizers=optimizers,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints; a callback of the caller's shows figures
+    return trainer
