@@ -292,7 +292,7 @@ def local_files(name: str) -> LocalFiles:
         return LocalFiles(None, shipped_adapter(), f"local:{BASE}")
     weights, adapter = _split_adapter(name)
     return LocalFiles(
-        None if weights == BASE else Path(weights),
+        None if weights == BASE else Path(weights).expanduser(),
         adapter_at(Path(adapter)) if adapter else None,
         f"local:{weights}",
     )
