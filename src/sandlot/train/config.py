@@ -113,19 +113,38 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """`steps` steps of a warm start, whose rows are drawn from each kind by its share."""
+
+    steps: int
+    clerks: float = 0.0
+    drills: float = 0.0
+    texts: float = 0.0
+    answers: float = 0.0
+    rows: float = 0.0
+
+
+KINDS = ("clerks", "drills", "texts", "answers", "rows")
+"""What a warm start can learn from."""
+
+
+@dataclass(frozen=True, slots=True)
 class WarmStart:
     """Supervised fine-tuning before the reinforcement learning.
 
-    `clerks` scripted rollouts in the shares of `train.clerks.MIX` and `drills` short ones are
-    played through the loop in real sandboxes; `answers` are questions answered from the head (of a
-    control run); `rows` is a file of training records to learn from as well.
+    `clerks` scripted rollouts and `drills` short ones (`train.lessons`) are played through the loop
+    in real sandboxes; `texts` are plain ones in place of pretraining, `answers` questions answered
+    from the head (of a control run); `rows` is a file of training records to learn from as well.
+    All of it is gone through `epochs` times in one shuffled order, or in `stages`.
     """
 
     clerks: int = 0
     drills: int = 0
+    texts: int = 0
     answers: int = 0
     rows: str | None = None
     min_reward: float | None = None
+    stages: tuple[Stage, ...] = ()
     seed: int = 11
     epochs: int = 1
     rows_a_step: int = 8
