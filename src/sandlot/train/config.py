@@ -351,6 +351,18 @@ def _check(config: TrainConfig, where: str) -> None:
             raise ConfigError(f"{where}: {words}")
 
 
+def _idle_stages(warm: WarmStart | None) -> list[int]:
+    """Numbers, from 1, of stages that could not be gone through."""
+    stages = () if warm is None else warm.stages
+    return [
+        number
+        for number, stage in enumerate(stages, 1)
+        if stage.steps < 1
+        or min(shares := [getattr(stage, kind) for kind in KINDS]) < 0
+        or not sum(shares) > 0
+    ]
+
+
 def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
     model, rollout, train, engine = config.model, config.rollout, config.train, config.engine
     sources = {"tasks.train": config.tasks.train} | {
@@ -393,8 +405,16 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
         (
-            warm is not None and not (warm.clerks or warm.drills or warm.answers or warm.rows),
-            "warmstart learns from nothing: give clerks, drills, answers or rows",
+            warm is not None and not any(getattr(warm, kind) for kind in KINDS),
+            "warmstart learns from nothing: give clerks, drills, texts, answers or rows",
+        ),
+        (
+            warm is not None and bool(warm.stages) and warm.epochs != 1,
+            "warmstart.stages say how long it learns, and so does warmstart.epochs: give one",
+        ),
+        (
+            bool(idle := _idle_stages(warm)),
+            f"warmstart.stages: stage {idle[0] if idle else 0} has no steps, or shares of nothing",
         ),
         (
             warm is None and train.steps == 0,

@@ -92,17 +92,20 @@ def plan_steps(rows: int, settings: SftSettings, seed: int) -> list[list[int]]:
 
 
 def plan_stages(
-    kinds: Sequence[str], stages: Sequence[Mapping[str, float]], size: int, seed: int
+    kinds: Sequence[str],
+    stages: Sequence[tuple[int, Mapping[str, float]]],
+    size: int,
+    seed: int,
 ) -> list[list[int]]:
     """Which rows each step takes where a warm start goes in stages.
 
     Args:
         kinds: of each row.
-        stages: `steps`, and the share of each kind; every kind with a share has rows.
+        stages: how many steps, and the share of each kind; a kind with a share has rows.
         size: rows a step. All rows of a kind have been taken before one comes again.
     """
     rng = Random(f"sandlot stages {seed}")
-    rows = {kind: [at for at, each in enumerate(kinds) if each == kind] for kind in set(kinds)}
+    rows = {kind: [at for at, each in enumerate(kinds) if each == kind] for kind in {*kinds}}
     left: dict[str, list[int]] = {kind: [] for kind in rows}
 
     def take(kind: str) -> int:
@@ -110,13 +113,11 @@ def plan_stages(
             left[kind] = rng.sample(rows[kind], len(rows[kind]))
         return left[kind].pop()
 
-    steps = []
-    for stage in stages:
-        shares = {name: share for name, share in stage.items() if name != "steps" and share}
-        for _ in range(int(stage["steps"])):
-            drawn = rng.choices(list(shares), list(shares.values()), k=size)
-            steps.append([take(kind) for kind in drawn])
-    return steps
+    return [
+        [take(kind) for kind in rng.choices(list(shares), list(shares.values()), k=size)]
+        for steps, shares in stages
+        for _ in range(steps)
+    ]
 
 
 def rate(step: int, of: int, settings: SftSettings) -> float:
@@ -133,15 +134,17 @@ def fine_tune(
     optimiser: MasterAdamW,
     rows: Sequence[TokenRow],
     settings: SftSettings,
-    steps: Sequence[Sequence[int]],
     *,
+    seed: int,
     start: int = 0,
+    steps: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[SftStep]:
     """Raise the likelihood of the sampled tokens of `rows`; yields after each optimiser step.
 
-    `steps` says which rows each takes (`plan_steps`, `plan_stages`); `start` skips those that were
-    already made (of a run that goes on).
+    `start` skips steps that were already made (of a run that goes on). `steps` says which rows
+    each takes, in place of `plan_steps`.
     """
+    steps = plan_steps(len(rows), settings, seed) if steps is None else steps
     model.train()
     for number in range(start, len(steps)):
         chosen = [rows[index] for index in steps[number]]

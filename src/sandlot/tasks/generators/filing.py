@@ -68,8 +68,7 @@ def _make(asked: Options, number: int, domain: str) -> Task:
     key, line = pairs[wanted][0], written(*pairs[wanted])
     files = {
         f"d{index}.txt": "".join(
-            f"{written(*pair)}\n"
-            for pair in pairs[index * asked.lines : (index + 1) * asked.lines]
+            f"{written(*pair)}\n" for pair in pairs[index * asked.lines : (index + 1) * asked.lines]
         ).encode("ascii")
         for index in range(asked.files)
     }
