@@ -43,7 +43,7 @@ async def serving(
     fake = FakeTokenServer(flavour, policy, **(fake_options or {}))
     async with FakeOpenAIServer(answers(fake)) as server:
         settings: dict[str, Any] = {"context_tokens": 512, "retry_policy": QUICK, **options}
-        engine = ServerEngine(server.base_url, "policy", flavour=flavour, **settings)
+        engine = ServerEngine(flavour, server.base_url, model="policy", **settings)
         try:
             yield engine, fake, server
         finally:
@@ -101,7 +101,7 @@ async def test_sglang_is_told_the_same_in_its_own_words() -> None:
 def test_logprobs_are_those_of_the_draw_only_where_the_server_can_give_them() -> None:
     def engine(flavour: Flavour, processed: bool = False) -> ServerEngine:
         return ServerEngine(
-            "http://x", "m", flavour=flavour, context_tokens=9, processed_logprobs=processed
+            flavour, "http://x", model="m", context_tokens=9, processed_logprobs=processed
         )
 
     plain, hot = DRAW, Draw(6, DRAW.stop_ids, temperature=0.7)
@@ -187,7 +187,7 @@ async def test_a_server_that_never_answers_is_left_at_the_deadline(flavour: Flav
 
 async def test_nobody_at_the_address_is_told_as_such() -> None:
     engine = ServerEngine(
-        "http://127.0.0.1:9", "m", flavour="vllm", context_tokens=99, retry_policy=QUICK
+        "vllm", "http://127.0.0.1:9", model="m", context_tokens=99, retry_policy=QUICK
     )
     with pytest.raises(ModelError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         await engine.sample([1], DRAW)
@@ -203,7 +203,7 @@ async def test_the_other_servers_flavour_is_guessed_at(flavour: Flavour) -> None
 
 def test_a_flavour_that_is_not_known_names_those_that_are() -> None:
     with pytest.raises(ConfigError, match="use vllm or sglang"):
-        ServerEngine("http://x", "m", flavour="tgi", context_tokens=9)  # type: ignore[arg-type]
+        ServerEngine("tgi", "http://x", model="m", context_tokens=9)  # type: ignore[arg-type]
 
 
 async def test_a_vllm_that_gives_no_ids_is_too_old() -> None:
@@ -324,7 +324,7 @@ async def test_two_trainings_on_one_server_never_share_a_name(
 ) -> None:
     folder = adapter(tmp_path / "a")
     async with serving(flavour) as (engine, fake, server):
-        other = ServerEngine(server.base_url, "policy", flavour=flavour, context_tokens=512)
+        other = ServerEngine(flavour, server.base_url, model="policy", context_tokens=512)
         await engine.update_weights(folder)
         await other.update_weights(folder)
         await other.close()

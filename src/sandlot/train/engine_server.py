@@ -66,10 +66,10 @@ class ServerEngine:
 
     def __init__(
         self,
-        base_url: str,
-        model: str,
-        *,
         flavour: Flavour,
+        base_url: str,
+        *,
+        model: str,
         context_tokens: int,
         api_key: str | None = None,
         processed_logprobs: bool = False,

@@ -2,7 +2,7 @@
 
     fake = FakeTokenServer("vllm", lambda ids: [5, 6, 0])
     async with FakeOpenAIServer(fake) as server:
-        ... ServerEngine(server.base_url, "policy", flavour="vllm", context_tokens=512)
+        ... ServerEngine("vllm", server.base_url, model="policy", context_tokens=512)
 
 It refuses what the real ones refuse: a field it does not know, a model or adapter that was not
 loaded, a prompt that is too long, an endpoint it was not started for.
