@@ -246,9 +246,7 @@ class TorchEngine:
                 f"the policy was given a context of {self.context_tokens:,}"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(
-            list(prompt), draw, loop, loop.create_future(), random.Random(draw.seed)
-        )
+        request = _Request(list(prompt), draw, loop, loop.create_future(), random.Random(draw.seed))
         self._inbox.put(request)
         return await request.future
 
