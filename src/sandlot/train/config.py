@@ -16,7 +16,6 @@ from typing import Any, Literal
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 
-
 NO_PATHS = ("local", "random")
 """Sources of a model that name no file."""
 
