@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
@@ -165,9 +166,9 @@ class Driver:
         }
         if warm.rows is not None:
             recorded = [
-                each
-                for each in read_records(warm.rows)
-                if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
+                each.episode
+                for each in read_records(Path(warm.rows))
+                if warm.min_reward is None or (each.episode.reward or 0.0) >= warm.min_reward
             ]
             rows["rows"] = _rows_of(recorded, self.note)
         rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
