@@ -14,7 +14,6 @@ from typing import Any
 from sandlot.agent.prompts import Profile, first_messages
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Message, Task, TextPart, ToolCall
-from sandlot.models.base import ToolSpec
 from sandlot.tools import default_tools
 from sandlot.train.chat import ToolForm
 from sandlot.train.config import RandomModel
@@ -67,7 +66,7 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags: as Qwen models know."""
+"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags, as for Qwen models."""
 
 
 def make_random(
@@ -112,7 +111,8 @@ def make_random(
     config = AutoConfig.for_model(wanted.architecture, **sizes)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        make: Any = AutoModelForCausalLM.from_config
+        model = make(config, dtype=getattr(torch, dtype))
     return model.eval(), tokenizer
 
 
@@ -163,7 +163,8 @@ def _wrapped(bpe: Any, spans: Sequence[str]) -> Any:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    made = PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    made = make(
         tokenizer_object=bpe,
         eos_token=END,
         pad_token=PAD,
