@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from sandlot.agent.control import Control
     from sandlot.agent.prompts import Profile
     from sandlot.models.base import Model, Sampling
+    from sandlot.models.registry import Fit
     from sandlot.sandbox.base import Sandbox as StartedSandbox
 
 IMAGE_FALLBACKS = ("base", "host")
 FINISHED = (StopReason.SUBMITTED, StopReason.ANSWERED)
 _BACKENDS = "sandlot.sandboxes"
-_PROFILES = {"local": "compact"}
 _LIMITS = {
     "memory": "memory_bytes",
     "cpus": "cpus",
@@ -127,7 +127,7 @@ def run(
     Args:
         prompt: the task, in words.
         model: `openai/NAME` (any OpenAI-compatible server, with `base_url`), `anthropic/NAME`,
-            `local`, `local:/path/model.gguf` or `scripted:FILE`.
+            `local`, `local:base`, `local:/path/model.gguf` or `scripted:FILE`.
         input: a folder of this machine that is copied into the sandbox.
         output: a folder that receives a copy of the produced files; files of the same name are
             replaced. It is made where it does not exist.
@@ -345,6 +345,7 @@ class _Prepared:
     settings: Settings
     task: Task
     model: Model
+    fit: Fit | None
     profile: Profile
     budget: Budget
     sampling: Sampling
@@ -354,13 +355,16 @@ class _Prepared:
 def _prepare(job: Job, settings: Settings, environ: Mapping[str, str]) -> _Prepared:
     from sandlot.agent.budget import Budget
     from sandlot.models.base import Sampling
+    from sandlot.models.registry import profile_fit
 
     check_input(job.input)
     check_output(job.output)
     if not job.prompt.strip() and job.how != "resume":
         raise ConfigError("the prompt is empty; say what is to be done")
     check_backend(settings.backend)
-    profile = _profile(settings)
+    fit = profile_fit(settings.model)
+    profile = _profile(settings, fit)
+    check_fit(settings, fit, profile)
     settings = _with_profile(settings, profile)
     policy = replace(policy_of(settings, environ=environ), working_dir=profile.working_dir)
     return _Prepared(
@@ -370,6 +374,7 @@ def _prepare(job: Job, settings: Settings, environ: Mapping[str, str]) -> _Prepa
             prompt=job.prompt,
             input_dir=str(job.input.resolve()) if job.input is not None else None,
         ),
+        fit=fit,
         profile=profile,
         budget=Budget(
             max_turns=settings.max_turns,
@@ -416,15 +421,44 @@ def _speaks_openai(model: str) -> bool:
     return model.startswith("openai/")
 
 
-def _profile(settings: Settings) -> Profile:
-    """The profile asked for; where none was, a small model gets one that it can follow."""
+def _profile(settings: Settings, fit: Fit | None) -> Profile:
+    """The profile asked for; where none was, the one that suits the model."""
     from sandlot.agent.prompts import load_profile, load_prompt_file
 
-    provider = (settings.model or "").partition(":")[0]
-    profile = load_profile(settings.profile or _PROFILES.get(provider, "general"))
+    suits = "general" if fit is None else fit.profile
+    profile = load_profile(settings.profile or suits)
     if settings.prompt_file is None:
         return profile
     return load_prompt_file(Path(settings.prompt_file), profile)
+
+
+def check_fit(settings: Settings, fit: Fit | None, profile: Profile) -> None:
+    """Hold a taught model to the prompts and the form of calls that it was taught with.
+
+    Raises:
+        ConfigError: the profile is another one, has changed since, or other calls are asked for.
+    """
+    from sandlot.agent.prompts import digest
+
+    if fit is None or fit.digest is None:
+        return
+    taught = f"model {settings.model!r} was taught with the profile {fit.profile!r} and knows it"
+    out = f"Use --profile {fit.profile}, or the untaught model: -m {fit.untaught}."
+    if digest(profile) != fit.digest:
+        if profile.name != fit.profile or settings.prompt_file is not None:
+            asked = settings.prompt_file or profile.name
+            raise ConfigError(f"{taught} alone, not {asked!r}. {out}")
+        raise ConfigError(
+            f"{taught} as it was (digest {fit.digest[:12]}…); it has changed since (now "
+            f"{digest(profile)[:12]}…). Use the version of sandlot that the adapter was made "
+            f"with, or the untaught model: -m {fit.untaught}."
+        )
+    if settings.asked("tool_calls") and settings.tool_calls != profile.tool_calls:
+        raise ConfigError(
+            f"{taught} alone, whose tool calls are {profile.tool_calls!r}, not "
+            f"{settings.tool_calls!r}. Leave --tool-calls out, or use the untaught model: "
+            f"-m {fit.untaught}."
+        )
 
 
 def _with_profile(settings: Settings, profile: Profile) -> Settings:
@@ -601,6 +635,7 @@ def _manifest(
         "created": before.get("created", now),
         "continued": continued,
         "model": settings.model,
+        **({"adapter": prepared.fit.adapter} if prepared.fit and prepared.fit.adapter else {}),
         "seed": settings.seed,
         "versions": {
             "sandlot": __version__,

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from sandlot.core.errors import ConfigError, unknown_name
+from sandlot.core.types import TOOL_CALLS
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 DISPLAYS = ("auto", "rich", "plain", "none")
-TOOL_CALLS = ("auto", "native", "text")
 
 
 def parse_size(value: Any) -> int | None:

@@ -17,8 +17,10 @@ from sandlot.models.hermes import (
     parse_reply,
     render_tools,
     split_reasoning,
-    to_text_messages,
 )
+from sandlot.models.text_form import FORMS
+
+to_text_messages = FORMS["text"].to_text_messages
 
 BASH = ToolSpec(
     "execute_bash",

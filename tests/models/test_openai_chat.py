@@ -647,5 +647,5 @@ async def test_a_newline_after_the_key_is_not_part_of_it() -> None:
 
 
 def test_an_unknown_form_of_tool_calls_is_refused() -> None:
-    with pytest.raises(ConfigError, match="auto, native or text"):
+    with pytest.raises(ConfigError, match="have: auto, fenced, native, text"):
         OpenAIChatModel("m", tool_calls="magic")  # type: ignore[arg-type]

@@ -15,9 +15,8 @@ from typing import Any
 
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
-from sandlot.core.types import Message, Task
+from sandlot.core.types import TOOL_CALLS, Message, Task
 
-TOOL_CALLS = ("auto", "native", "text", "fenced")
 _PLACEHOLDER = re.compile(r"\{(problem_statement|input_dir|output_dir|working_dir|answer_file)\}")
 
 

@@ -16,6 +16,7 @@ from sandlot.agent.prompts import Profile, load_profile
 from sandlot.bench.forgetting import ForgetfulTool, Forgetting
 from sandlot.core.errors import ConfigError, InputError, unknown_name
 from sandlot.core.types import Task
+from sandlot.models.registry import Fit
 from sandlot.tasks.base import TaskSet
 from sandlot.tools import default_tools
 from sandlot.tools.base import Tool
@@ -97,23 +98,26 @@ def _arm(name: str) -> Arm:
     return ARMS[name]
 
 
-def profile_of(arm: Arm, row: TaskSet, asked: str | None, *, tiny: bool = False) -> Profile:
+def profile_of(arm: Arm, row: TaskSet, asked: str | None, fit: Fit | None = None) -> Profile:
     """The profile of a set in an arm: what the user asked for, else the row's, in the form that
 
-    its scorer reads. `tiny` takes the shortest prompts, for a model that holds little.
+    its scorer reads. `fit` is what suits the model: one that was taught with a profile gets that
+    one in place of the row's, and a small one the shortest prompts.
     """
-    if arm.mode == "sandbox":
-        return load_profile(asked or _fitted(row.profile, "benchmark", row, tiny))
     if arm.exhorts:
-        return load_profile(_fitted("benchmark-matched", "benchmark-matched", row, False))
-    return load_profile(_fitted(row.llm_profile, "benchmark-llm", row, tiny))
+        return load_profile(_fitted("benchmark-matched", "benchmark-matched", row, None))
+    taught = None if fit is None or fit.digest is None else fit.profile
+    if arm.mode == "sandbox":
+        return load_profile(asked or taught or _fitted(row.profile, "benchmark", row, fit))
+    alone = f"{taught}-llm" if taught else None
+    return load_profile(alone or _fitted(row.llm_profile, "benchmark-llm", row, fit))
 
 
-def _fitted(name: str, default: str, row: TaskSet, tiny: bool) -> str:
+def _fitted(name: str, default: str, row: TaskSet, fit: Fit | None) -> str:
     if name != default:
         return name  # the row chose it
-    if tiny:
-        return f"{name}-compact"
+    if fit is not None:
+        return f"{name}-{fit.profile}"
     if row.scorer in WHOLE_TEXT:
         return f"{name}-text"
     return f"{name}-files" if row.scorer == "files" and name == "benchmark" else name

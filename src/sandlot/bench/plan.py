@@ -13,7 +13,7 @@ from typing import Any
 
 from sandlot.agent.budget import Budget
 from sandlot.agent.prompts import Profile, digest
-from sandlot.api import policy_of
+from sandlot.api import check_fit, policy_of
 from sandlot.bench.arms import REFERENCE, Arm, profile_of
 from sandlot.bench.meters import Price
 from sandlot.bench.records import Episode
@@ -22,6 +22,7 @@ from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Task
 from sandlot.models.base import Sampling
+from sandlot.models.registry import profile_fit
 from sandlot.sandbox.policy import Policy
 from sandlot.settings import SETTINGS, Settings
 from sandlot.tasks.base import LoadedSet, TaskSet
@@ -73,7 +74,10 @@ class BenchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """All of an episode but its problem and its number: one set in one arm."""
+    """All of an episode but its problem and its number: one set in one arm.
+
+    `adapter` is the sha256 of what a taught local model learnt.
+    """
 
     row: TaskSet
     arm: Arm
@@ -83,6 +87,7 @@ class Condition:
     budget: Budget
     sampling: Sampling
     digest: str
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +123,10 @@ def conditions_of(plan: BenchPlan, environ: Mapping[str, str]) -> dict[tuple[str
 
 def _condition(plan: BenchPlan, row: TaskSet, arm: Arm, environ: Mapping[str, str]) -> Condition:
     settings = _settings_of(plan.settings, row, arm)
-    tiny = (settings.model or "").partition(":")[0] == "local"
-    profile = profile_of(arm, row, settings.profile, tiny=tiny)
+    fit = profile_fit(settings.model)
+    profile = profile_of(arm, row, settings.profile, fit)
+    if arm.mode == "sandbox":
+        check_fit(settings, fit, profile)
     if not settings.asked("tool_calls"):
         settings = replace(settings, tool_calls=profile.tool_calls)
     policy = policy_of(settings, environ=environ)
@@ -136,7 +143,8 @@ def _condition(plan: BenchPlan, row: TaskSet, arm: Arm, environ: Mapping[str, st
         settings.reply_tokens,
         settings.extra_body,
     )
-    condition = Condition(row, arm, settings, profile, policy, budget, sampling, "")
+    adapter = None if fit is None else fit.adapter
+    condition = Condition(row, arm, settings, profile, policy, budget, sampling, "", adapter)
     return replace(condition, digest=_sha256(_what_decides(condition)))
 
 
@@ -169,7 +177,8 @@ def _what_decides(condition: Condition) -> dict[str, Any]:
     settings = condition.settings
     network = replace(condition.policy.network, credentials=())
     policy = replace(condition.policy, network=network)
-    return {
+    learnt = {} if condition.adapter is None else {"adapter": condition.adapter}
+    return learnt | {
         "set": condition.row.name,
         "arm": to_json(condition.arm),
         "profile": digest(condition.profile),
@@ -229,6 +238,8 @@ def identity_of(plan: BenchPlan, conditions: Mapping[tuple[str, str], Condition]
         "time_limit": first.time_limit or "none",
         "tool_calls": first.tool_calls,
     }
+    if adapters := {c.adapter for c in conditions.values() if c.adapter}:
+        found["adapter"] = ", ".join(sorted(adapters))
     names = ("temperature", "top_p", "seed", "reply_tokens")
     found |= {name: _or_default(getattr(first, name)) for name in names}
     found["extra_body"] = json.dumps(dict(first.extra_body), sort_keys=True)

@@ -104,7 +104,7 @@ Prompt = Annotated[
     Path | None, Option("--prompt", metavar="FILE", help="Prompt texts in place of the profile's.")
 ]
 ToolCalls = Annotated[
-    str | None, Option("--tool-calls", metavar="FORM", help="auto, native or text. [auto]")
+    str | None, Option("--tool-calls", metavar="FORM", help="auto, native, text or fenced. [auto]")
 ]
 MaxTurns = Annotated[str | None, Option("--max-turns", metavar="N", help="[100]")]
 MaxTokens = Annotated[

@@ -81,6 +81,10 @@ class ContextOverflow(ModelError):
     """The request is longer than the model's context holds."""
 
 
+class ExportError(SandlotError):
+    """A trained model cannot be written as a file, or not in that form."""
+
+
 class MissingExtra(ConfigError):
     """A part of sandlot that is installed separately was asked for and is not there."""
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 JsonObject = dict[str, Any]
+
+ToolCallForm = Literal["auto", "native", "text", "fenced"]
+"""How tools are offered: by the server's API, or as text in tags or fenced blocks."""
+
+TOOL_CALLS: tuple[str, ...] = get_args(ToolCallForm)
 
 
 class Role(StrEnum):

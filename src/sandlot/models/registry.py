@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from sandlot.core.errors import ConfigError, unknown_name
+from sandlot.core.types import ToolCallForm
 from sandlot.models.base import Model
-from sandlot.models.openai_chat import ToolCallForm
 
 ENTRY_POINTS = "sandlot.models"
 
@@ -35,7 +35,7 @@ Builder = Callable[[str, ModelSettings], Model]
 
 
 def build_model(spec: str, settings: ModelSettings) -> Model:
-    """The model of `openai/NAME`, `anthropic/NAME`, `local[:PATH]`, `scripted:FILE`.
+    """The model of `openai/NAME`, `anthropic/NAME`, `local[:base|PATH][+ADAPTER]`, `scripted:FILE`.
 
     Third parties add a provider by an entry point in the group `sandlot.models` that names a
     `Builder`; its models are then `PROVIDER/NAME` or `PROVIDER:NAME`.
@@ -55,6 +55,39 @@ def build_model(spec: str, settings: ModelSettings) -> Model:
             f"{error} A model is written PROVIDER/NAME, such as openai/{name or spec}."
         )
     return builder(name, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The profile that suits a model.
+
+    With a `digest` the model was taught with exactly that profile and works with no other;
+    `adapter` is then the sha256 of what it learnt, and `untaught` names the model without it.
+    """
+
+    profile: str
+    digest: str | None = None
+    adapter: str | None = None
+    untaught: str = ""
+
+
+def profile_fit(spec: str | None) -> Fit | None:
+    """The profile that suits a model by its written name; None where any does.
+
+    Raises:
+        ConfigError: a taught model whose manifest cannot be read.
+    """
+    provider, name = _split(spec or "")
+    if provider != "local":
+        return None
+    from sandlot.models.local import local_files
+
+    files = local_files(name)
+    if files.adapter is None or files.adapter.manifest is None:
+        return Fit("compact")
+    manifest = files.adapter.manifest
+    pinned = manifest.profile
+    return Fit(pinned.name, pinned.digest, manifest.adapter.sha256, files.untaught)
 
 
 def known_providers() -> tuple[str, ...]:
@@ -119,9 +152,10 @@ def _build_anthropic(name: str, settings: ModelSettings) -> Model:
 
 
 def _build_local(name: str, settings: ModelSettings) -> Model:
-    from sandlot.models.local import LocalModel
+    from sandlot.models.local import LocalModel, local_files
 
-    return LocalModel(Path(name) if name else None)
+    files = local_files(name).checked()
+    return LocalModel(files.weights, adapter=files.adapter, tool_calls=settings.tool_calls)
 
 
 def _build_scripted(name: str, settings: ModelSettings) -> Model:

@@ -214,6 +214,19 @@ def _check_cluster(row: TaskSet, metadata: Mapping[str, Any]) -> None:
 # --- documents -------------------------------------------------------------------------------
 
 
+def documents_of(raw: Row) -> dict[str, bytes]:
+    """The documents of a row by file name, whatever else is in it; empty where it has none.
+
+    Raises:
+        InputError: documents that are not texts by name; names the row and the field.
+    """
+    fields = raw.fields or {}
+    try:
+        return _files(fields, field_of(fields, "files", {}), None)
+    except _Problem as exc:
+        raise InputError(f"{raw.place}: {exc}") from exc
+
+
 def _files(fields: Mapping[str, Any], name: str | None, folder: Path | None) -> dict[str, bytes]:
     value = fields[name] if name else None
     if isinstance(value, str):

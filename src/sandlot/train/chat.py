@@ -35,7 +35,7 @@ _PYTHON_TAG = "<|python_tag|>"
 # Llama 3 ends a reply that calls a tool of its own kind by another token than its other turns.
 _MORE_ENDS = {"<|eot_id|>": ("<|eom_id|>",)}
 _NAME = re.compile(r"[^A-Za-z0-9_-]")
-_CACHED_IDS = 4_000_000
+CACHED_IDS = 4_000_000
 _DECODER = json.JSONDecoder(strict=False)
 _PROBE_TOOL = ToolSpec(
     "probe_tool",
@@ -94,11 +94,11 @@ class TemplateFormat:
     ) -> None:
         if tool_form not in _TOOL_FORMS:
             raise ConfigError(f"tool_form {tool_form!r}: use native, text or fenced")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._form: ToolForm = tool_form
         self._template = _Template.of(tokenizer, template, template_args or {})
         self._describe = describe or _DESCRIBE.get(tool_form)
-        self._cache = _Cache(_CACHED_IDS)
+        self._cache = _Cache(CACHED_IDS)
         self._joins_users = self._calls_as_json = False
         try:
             self._end_text, self._end_id = self._find_end_of_turn()
@@ -260,7 +260,7 @@ class TemplateFormat:
         return encode_tools(tools) if tools and self._form == "native" else None
 
     def _encode(self, text: str) -> Ids:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     # Ids to a message.
 
@@ -268,7 +268,7 @@ class TemplateFormat:
         """The message of sampled ids. Its calls have no ids yet (`agent.calls.sendable`)."""
         kept = list(ids)
         said = kept[:-1] if kept and kept[-1] in self.stop_ids else kept
-        text = self._tokenizer.decode(
+        text = self.tokenizer.decode(
             said, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         message = self._parse("<think>\n" + text if self._opens_thinking else text, tools)
@@ -300,8 +300,8 @@ class TemplateFormat:
         whole = self._template.render(talk, None, prompt=False)
         _, found, tail = whole.rpartition(marker)
         ids = self._encode(tail.lstrip()) if found else ()
-        special = set(self._tokenizer.all_special_ids) | {
-            key for key, token in self._tokenizer.added_tokens_decoder.items() if token.special
+        special = set(self.tokenizer.all_special_ids) | {
+            key for key, token in self.tokenizer.added_tokens_decoder.items() if token.special
         }
         if not ids or ids[0] not in special:
             raise ConfigError(
@@ -309,7 +309,7 @@ class TemplateFormat:
                 "the tokenizer, so nothing tells where a sampled reply ends; give another "
                 "template with --template FILE, or a tokenizer that knows its special tokens"
             )
-        text = str(self._tokenizer.convert_ids_to_tokens(ids[0]))
+        text = str(self.tokenizer.convert_ids_to_tokens(ids[0]))
         if self._encode("a" + text + "a") != (*self._encode("a"), ids[0], *self._encode("a")):
             raise ConfigError(_MERGES.format(token=text))
         return text, ids[0]
@@ -317,8 +317,8 @@ class TemplateFormat:
     def _find_stops(self, more: Sequence[str]) -> frozenset[int]:
         names = [*more, *_MORE_ENDS.get(self._end_text, ())]
         stops = {self._end_id}
-        if isinstance(self._tokenizer.eos_token_id, int):
-            stops.add(self._tokenizer.eos_token_id)
+        if isinstance(self.tokenizer.eos_token_id, int):
+            stops.add(self.tokenizer.eos_token_id)
         for name in names:
             ids = self._encode(name)
             if len(ids) == 1:
@@ -330,7 +330,7 @@ class TemplateFormat:
     def _find_closers(self) -> frozenset[int]:
         """What may stand where a turn ends; any other stop is followed by the end of turn."""
         others = _MORE_ENDS.get(self._end_text, ())
-        ids = [self._tokenizer.convert_tokens_to_ids(token) for token in others]
+        ids = [self.tokenizer.convert_tokens_to_ids(token) for token in others]
         return (self.stop_ids & frozenset(ids)) | {self._end_id}
 
     def _check_bridge(self) -> None:
@@ -568,15 +568,13 @@ def _parse_json_calls(text: str) -> Message:
     calls: list[ToolCall] = []
     while rest.startswith("{"):
         value, end = _decode(rest)
-        call = _json_call(value, rest[:end])
-        if call is None:
+        call = _json_call(value)
+        if call is None and '"name"' not in rest[:end]:
             break
-        calls.append(call)
+        calls.append(call or _malformed(rest[:end]))
         rest = rest[end:].lstrip(" \t\r\n;")
     if not calls:
-        if '"name"' not in rest:
-            return Message.assistant(text)
-        calls, rest = [_malformed(rest)], ""
+        return Message.assistant(text)
     said = Message.assistant(rest.strip(), *calls)
     return replace(said, extra={hermes.AS_WRITTEN: text})
 
@@ -588,9 +586,7 @@ def _decode(text: str) -> tuple[Any, int]:
         return None, len(text)
 
 
-def _json_call(value: Any, raw: str) -> ToolCall | None:
-    if value is None:
-        return None
+def _json_call(value: Any) -> ToolCall | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         return None
     if not value.keys() <= {"name", "parameters", "arguments", "type", "id"}:

@@ -318,14 +318,15 @@ class TorchEngine:
             active.append(request)
 
     def _place(self, request: _Request, free: list[int]) -> None:
+        """Its own conversation's slot, else the one that was idle longest: what another holds is
+        copied, for its conversation may go on.
+        """
         last = len(request.prompt) - 1  # the last token is always computed: it gives the draw
-        best, held = free[0], -1
-        for index in free:
-            common = min(_common(self._slots[index].ids, request.prompt), last)
-            whole = common == len(self._slots[index].ids)  # its own conversation, going on
-            rank = common * 2 + whole if common else -self._slots[index].used / 1e9
-            if rank > held:
-                best, held = index, rank
+        own = [index for index in free if self._slots[index].ids and self._goes_on(index, request)]
+        if own:
+            best = max(own, key=lambda index: len(self._slots[index].ids))
+        else:
+            best = min(free, key=lambda index: (self._slots[index].used, index))
         slot = self._slots[best]
         common = min(_common(slot.ids, request.prompt), last)
         donor, more = self._donor(request.prompt, last)
@@ -335,6 +336,10 @@ class TorchEngine:
         self.shared_tokens += common
         slot.ids, slot.busy = request.prompt[:common], True
         request.slot, request.done = best, common
+
+    def _goes_on(self, index: int, request: _Request) -> bool:
+        held = self._slots[index].ids
+        return request.prompt[: len(held)] == held
 
     def _donor(self, prompt: list[int], last: int) -> tuple[int, int]:
         found = [

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sandlot.core.errors import ConfigError
@@ -27,6 +28,9 @@ from sandlot.core.tokens import TokenRow
 
 CLIP_LOW = 0.2
 CLIP_HIGH = 0.28
+
+FEW_POSITIONS = 256
+"""So few logits are kept for the backward pass: to make them again would cost more than they do."""
 
 HEAD_CHUNK = 1024
 """Positions whose logits are held at once: 1,024 x 262,144 x 4 bytes is 1 GiB."""
@@ -102,9 +106,11 @@ class Batch:
         return Batch(self.ids.to(device), self.sampled.to(device), self.logprobs.to(device))
 
 
-def pad(rows: Sequence[TokenRow], pad_id: int = 0) -> Batch:
-    """Raises:
-    ValueError: no rows, or a row that was recorded without log probabilities.
+def pad(rows: Sequence[TokenRow], pad_id: int = 0, *, need_logprobs: bool = True) -> Batch:
+    """One batch of rows. Without `need_logprobs`, those that were not recorded are 0.
+
+    Raises:
+        ValueError: no rows, or a row that was recorded without log probabilities.
     """
     if not rows:
         raise ValueError("no rows to pad")
@@ -113,12 +119,13 @@ def pad(rows: Sequence[TokenRow], pad_id: int = 0) -> Batch:
     sampled = torch.zeros(shape, dtype=torch.bool)
     logprobs = torch.zeros(shape, dtype=torch.float32)
     for index, row in enumerate(rows):
-        if row.logprobs is None:
+        if row.logprobs is None and need_logprobs:
             raise ValueError(f"row {index} was recorded without log probabilities")
         length = len(row.ids)
         ids[index, :length] = torch.tensor(row.ids, dtype=torch.long)
         sampled[index, :length] = torch.tensor(row.sampled, dtype=torch.bool)
-        logprobs[index, :length] = torch.tensor(row.logprobs, dtype=torch.float32)
+        if row.logprobs is not None:
+            logprobs[index, :length] = torch.tensor(row.logprobs, dtype=torch.float32)
     return Batch(ids, sampled, logprobs.masked_fill(~sampled, 0.0))
 
 
@@ -151,8 +158,8 @@ def sequence_logprobs(
 ) -> Tensor:
     """Log probability (nats) of each sampled token, under the policy at `temperature`.
 
-    The head runs only where the next token was sampled, `chunk` positions at a time, and its logits
-    are made again in the backward pass: they never exist for the whole batch.
+    The head runs only where the next token was sampled, `chunk` positions at a time, and the logits
+    of more than a few positions are made again in the backward pass: they never all exist at once.
 
     Args:
         hidden: last hidden states, [rows, length, width].
@@ -179,15 +186,17 @@ def sequence_logprobs(
 
 
 def _checkpointed(head: Head, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or len(states) <= FEW_POSITIONS:
         return _chosen(head, states, targets, temperature)
     chosen: Tensor = checkpoint(_chosen, head, states, targets, temperature, use_reentrant=False)
     return chosen
 
 
 def _chosen(head: Head, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = head(states).float() / temperature
-    return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(1)
+    logits = head(states).float()
+    if temperature != 1:
+        logits = logits / temperature
+    return -functional.cross_entropy(logits, targets, reduction="none")
 
 
 def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:

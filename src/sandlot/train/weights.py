@@ -49,13 +49,12 @@ def load_base(source: str, *, dtype: str = "float32", note: Note) -> tuple[Any, 
         where["gguf_file"] = path.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **where)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **where)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **where)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"model {path}: cannot be loaded: {error}") from error
     # A dequantised model calls itself quantised and then refuses to be saved.
     model.config.__dict__.pop("quantization_config", None)
-    model.is_quantized = False
-    model.hf_quantizer = None
+    vars(model).update(is_quantized=False, hf_quantizer=None)
     return model.to(DTYPES[dtype]), tokenizer
 
 
@@ -98,7 +97,7 @@ def adapt(model: Any, lora: LoraSettings, *, skip_layers: int, seed: int) -> Any
     count = len(getattr(model, model.base_model_prefix).layers)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
         target_modules=list(lora.targets),
         layers_to_transform=list(range(skip_layers, count)),
         lora_dropout=0.0,

@@ -162,7 +162,7 @@ class _Desk:
         return self.rng.sample(pool, count)
 
     def words(self, count: int) -> list[str]:
-        """Different words; beyond the vocabulary, with a figure behind."""
+        """Different words; where the vocabulary has too few, some with a digit behind."""
         if count <= len(self.pool):
             return self.rng.sample(self.pool, count)
         more = [f"{word}{n}" for n in range(2, 9) for word in self.pool]
@@ -198,10 +198,7 @@ _SHEETS = (
 
 
 def _mul(desk: _Desk) -> _Errand:
-    one = desk.rng.randrange(1000, 10_000) * 10 ** (2 * desk.grade - 2) + desk.rng.randrange(1, 9)
-    other = desk.rng.randrange(100, 1000) * 10 ** (desk.grade - 1) + desk.rng.randrange(1, 9)
-    if desk.grade == 1:
-        one, other = desk.rng.randrange(1000, 10_000), desk.rng.randrange(100, 1000)
+    one, other = _figure(desk.rng, 2 + 2 * desk.grade), _figure(desk.rng, 2 + desk.grade)
     prompt = desk.say(
         ("Multiply {a} by {b}.", "What is {a} times {b}?"),
         ("Find the product of {a} and {b}.", "{a} boxes hold {b} pins each. How many pins?"),
@@ -211,10 +208,13 @@ def _mul(desk: _Desk) -> _Errand:
     return _Errand(prompt, str(one * other), f"echo $(({one}*{other}))")
 
 
+def _figure(rng: Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1), 10**digits)
+
+
 def _lookup(desk: _Desk) -> _Errand:
     documents = desk.by_grade(3, 6, 12)
-    per = _LINES[1] if desk.grade == 1 else min(_LINES[desk.grade], len(desk.pool) // documents)
-    names = desk.words(documents * per)
+    names = desk.words(documents * desk.by_grade(12, 20, 30))
     values = desk.figures(len(names), 1000, 9999)
     lines = [f"{name}: {value}" for name, value in zip(names, values, strict=True)]
     at = desk.rng.randrange(len(names))
@@ -246,12 +246,13 @@ def _grepcount(desk: _Desk) -> _Errand:
     levels, topics = _LEVELS[desk.rephrased], desk.words(4)
     rows = [(desk.rng.choice(levels), desk.rng.choice(topics)) for _ in range(desk.lines(9))]
     asked = desk.rng.choice(rows)[desk.rng.randrange(2)]
-    lines = [f"{hour:02d}:{minute:02d} {level} {topic}" for (hour, minute), (level, topic) in zip(
-        sorted((desk.rng.randrange(24), desk.rng.randrange(60)) for _ in rows), rows, strict=True
-    )]  # fmt: skip
-    if desk.grade > 1:  # the word twice in a line is one line
-        lines = [f"{line} {asked}" if asked in line and n % 2 else line
-                 for n, line in enumerate(lines)]  # fmt: skip
+    times = sorted(f"{desk.rng.randrange(24):02d}:{desk.rng.randrange(60):02d}" for _ in rows)
+    lines = [f"{time} {level} {topic}" for time, (level, topic) in zip(times, rows, strict=True)]
+    if desk.grade > 1:  # a line that has the word twice is one line
+        twice = [asked in row and at % 2 for at, row in enumerate(rows)]
+        lines = [
+            f"{line} {asked}" if more else line for line, more in zip(lines, twice, strict=True)
+        ]
     prompt = desk.say(
         (
             "How many lines of input/{file} contain the word {word}?",
@@ -411,9 +412,7 @@ def _days(desk: _Desk) -> _Errand:
 
 
 def _column(desk: _Desk) -> _Errand:
-    name = desk.file(
-        ("table.csv", "sales.csv", "stock.csv"), ("trips.csv", "farm.csv", "bills.csv")
-    )
+    name = desk.file(("shop.csv", "sales.csv", "stock.csv"), ("trips.csv", "farm.csv", "bills.csv"))
     heads = ("price", "count", "size") if not desk.rephrased else ("cost", "length", "score")
     rows = [(word, desk.figures(3, 2, 99)) for word in desk.words(desk.lines(6) - 1)]
     at = desk.rng.randrange(3)
