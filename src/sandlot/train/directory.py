@@ -30,7 +30,7 @@ from sandlot.core.types import Trajectory
 from sandlot.train.base import Episode
 from sandlot.train.config import TrainConfig, differences, digest
 from sandlot.train.curves import Evaluated
-from sandlot.train.records import RecordWriter
+from sandlot.train.records import write_records
 
 VERSION = 1
 KEPT_TRAJECTORIES = 4
@@ -140,16 +140,12 @@ class TrainDirectory:
         if self.told is not None:
             self.told("evaluation", step, line)
 
-    def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
+    def add_records(self, step: int, episodes: Sequence[Episode], model: str = "") -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        writer = RecordWriter(file, model=str(self.manifest()["config"]["name"]))
-        try:
-            writer.write(step, episodes)
-        finally:
-            writer.close()
+        write_records(file, episodes, step=step, model=model)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""

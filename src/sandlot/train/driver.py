@@ -239,7 +239,7 @@ class Driver:
                 "update_s": time.monotonic() - played,
                 **({} if learned is None else _learned_figures(learned)),
             }
-            self.directory.add_records(number + 1, episodes)
+            self.directory.add_records(number + 1, episodes, self.config.name)
             self.directory.add_step("train", number + 1, figures)
             last = number + 1 == learn.steps
             if last or (number + 1) % learn.checkpoint_every == 0:
