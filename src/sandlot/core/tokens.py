@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,21 @@ def rows_of(trajectory: Trajectory) -> tuple[TokenRow, ...]:
     Raises:
         RecordError: a turn without token ids; names the turn.
     """
-    rows: list[_Row] = []
+    records = []
     for turn in trajectory.turns:
         if turn.tokens is None:
             raise RecordError(f"turn {turn.index} has no token ids")
-        if not rows or not rows[-1].goes_on(turn.tokens):
+        records.append(turn.tokens)
+    return joined(records)
+
+
+def joined(records: Iterable[TokenRecord]) -> tuple[TokenRow, ...]:
+    """The rows of requests in the order in which they were made."""
+    rows: list[_Row] = []
+    for record in records:
+        if not rows or not rows[-1].goes_on(record):
             rows.append(_Row([], [], []))
-        rows[-1].add(turn.tokens)
+        rows[-1].add(record)
     return tuple(row.frozen() for row in rows)
 
 
