@@ -140,12 +140,13 @@ class TrainDirectory:
         if self.told is not None:
             self.told("evaluation", step, line)
 
-    def add_records(self, step: int, episodes: Sequence[Episode], model: str = "") -> None:
+    def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        write_records(file, episodes, step=step, model=model)
+        name = str(self.manifest()["config"]["name"])
+        write_records(file, episodes, step=step, model=name)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""

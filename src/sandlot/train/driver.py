@@ -39,7 +39,7 @@ from sandlot.train.objective import (
     policy_loss,
     ratio_figures,
 )
-from sandlot.train.records import read_records
+from sandlot.train.rows_file import read_rollouts
 from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune, plan_stages
 from sandlot.train.weights import MasterAdamW, load_values, trainable
 
@@ -166,9 +166,9 @@ class Driver:
         }
         if warm.rows is not None:
             recorded = [
-                each.episode
-                for each in read_records(Path(warm.rows))
-                if warm.min_reward is None or (each.episode.reward or 0.0) >= warm.min_reward
+                each
+                for each in read_rollouts(Path(warm.rows), self.parts.policy.chat)
+                if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
             ]
             rows["rows"] = _rows_of(recorded, self.note)
         rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
@@ -239,7 +239,7 @@ class Driver:
                 "update_s": time.monotonic() - played,
                 **({} if learned is None else _learned_figures(learned)),
             }
-            self.directory.add_records(number + 1, episodes, self.config.name)
+            self.directory.add_records(number + 1, episodes)
             self.directory.add_step("train", number + 1, figures)
             last = number + 1 == learn.steps
             if last or (number + 1) % learn.checkpoint_every == 0:
