@@ -284,9 +284,7 @@ def unfold(trajectory: Trajectory) -> Iterator[Event]:
     if trajectory.files or trajectory.skipped_files or trajectory.answer is not None:
         yield FilesCollected(trajectory.files, trajectory.skipped_files, trajectory.answer)
     if trajectory.stop_reason is not None:
-        yield RolloutStopped(
-            trajectory.stop_reason, trajectory.stop_detail, trajectory.duration_s
-        )
+        yield RolloutStopped(trajectory.stop_reason, trajectory.stop_detail, trajectory.duration_s)
 
 
 def _conversation(trajectory: Trajectory) -> Iterator[Event]:

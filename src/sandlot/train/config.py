@@ -284,9 +284,7 @@ def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
     source = config.model.source
     if source not in NO_PATHS:
         source = str(found(source, folders=True))
-    model = dataclasses.replace(
-        config.model, source=source, template=found(config.model.template)
-    )
+    model = dataclasses.replace(config.model, source=source, template=found(config.model.template))
     sets = dataclasses.replace(
         config.tasks,
         train=tasks(config.tasks.train),
