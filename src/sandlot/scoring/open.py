@@ -27,11 +27,7 @@ def is_expression(text: str) -> bool:
 
 
 class MathFirst:
-<<<<<<< HEAD
-    """1 where the answer says the truth in words, or is equal to it; else the text's value.
-=======
     """1 where the answer says the truth, in words or as mathematics; else what the text earns.
->>>>>>> data
 
     Algebra is asked only about truths that are expressions: two sentences that share a number are
     not equal. Where it is needed and cannot be had (no library, a helper that died), the score is

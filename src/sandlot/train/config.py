@@ -16,7 +16,6 @@ from typing import Any, Literal
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 
-
 NO_PATHS = ("local", "random")
 """Sources of a model that name no file."""
 
@@ -117,19 +116,38 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """`steps` steps of a warm start, whose rows are drawn from each kind by its share."""
+
+    steps: int
+    clerks: float = 0.0
+    drills: float = 0.0
+    texts: float = 0.0
+    answers: float = 0.0
+    rows: float = 0.0
+
+
+KINDS = ("clerks", "drills", "texts", "answers", "rows")
+"""What a warm start can learn from."""
+
+
+@dataclass(frozen=True, slots=True)
 class WarmStart:
     """Supervised fine-tuning before the reinforcement learning.
 
-    `clerks` scripted rollouts in the shares of `train.clerks.MIX` and `drills` short ones are
-    played through the loop in real sandboxes; `answers` are questions answered from the head (of a
-    control run); `rows` is a file of training records to learn from as well.
+    `clerks` scripted rollouts and `drills` short ones (`train.lessons`) are played through the loop
+    in real sandboxes; `texts` are plain ones in place of pretraining, `answers` questions answered
+    from the head (of a control run); `rows` is a file of training records to learn from as well.
+    All of it is gone through `epochs` times in one shuffled order, or in `stages`.
     """
 
     clerks: int = 0
     drills: int = 0
+    texts: int = 0
     answers: int = 0
     rows: str | None = None
     min_reward: float | None = None
+    stages: tuple[Stage, ...] = ()
     seed: int = 11
     epochs: int = 1
     rows_a_step: int = 8
@@ -364,6 +382,18 @@ def _check(config: TrainConfig, where: str) -> None:
             raise ConfigError(f"{where}: {words}")
 
 
+def _idle_stages(warm: WarmStart | None) -> list[int]:
+    """Numbers, from 1, of stages that could not be gone through."""
+    stages = () if warm is None else warm.stages
+    return [
+        number
+        for number, stage in enumerate(stages, 1)
+        if stage.steps < 1
+        or min(shares := [getattr(stage, kind) for kind in KINDS]) < 0
+        or not sum(shares) > 0
+    ]
+
+
 def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
     model, rollout, train, engine = config.model, config.rollout, config.train, config.engine
     sources = {"tasks.train": config.tasks.train} | {
@@ -406,8 +436,16 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
         (
-            warm is not None and not (warm.clerks or warm.drills or warm.answers or warm.rows),
-            "warmstart learns from nothing: give clerks, drills, answers or rows",
+            warm is not None and not any(getattr(warm, kind) for kind in KINDS),
+            "warmstart learns from nothing: give clerks, drills, texts, answers or rows",
+        ),
+        (
+            warm is not None and bool(warm.stages) and warm.epochs != 1,
+            "warmstart.stages say how long it learns, and so does warmstart.epochs: give one",
+        ),
+        (
+            bool(idle := _idle_stages(warm)),
+            f"warmstart.stages: stage {idle[0] if idle else 0} has no steps, or shares of nothing",
         ),
         (
             warm is None and train.steps == 0,

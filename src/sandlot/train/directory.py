@@ -169,12 +169,12 @@ class TrainDirectory:
         self._append("measured.jsonl", line)
         return line
 
-    def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
+    def add_records(self, step: int, episodes: Sequence[Episode], model: str = "") -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        write_records(file, episodes)
+        write_records(file, episodes, step=step, model=model)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""
@@ -261,7 +261,7 @@ def _kind(episode: Episode) -> str:
 
 
 def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    """The records of a trajectory's events, at times reckoned back from now by how long each took."""
+    """Records of a trajectory's events, at times reckoned back from now by what each took."""
     at = time.time() - (trajectory.duration_s or 0.0)
     for event in unfold(trajectory):
         if isinstance(event, ReplyReceived):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from sandlot.bench.patterns import CAPABILITIES
@@ -150,9 +151,7 @@ def sparkline(values: Sequence[float], *, width: int = WIDTH, top: float | None 
     """
     count = min(width, len(values))
     cuts = [round(at * len(values) / count) for at in range(count + 1)] if count else []
-    means = [
-        sum(values[start:end]) / (end - start) for start, end in zip(cuts, cuts[1:], strict=False)
-    ]
+    means = [sum(values[start:end]) / (end - start) for start, end in pairwise(cuts)]
     high = top if top is not None else max(means, default=0.0)
     if high <= 0:
         return BARS[0] * len(means)

@@ -33,7 +33,8 @@ _STYLE = f"""
 svg{{background:#fff;color:#1c2733;font:12px system-ui,sans-serif}}
 text{{fill:#1c2733}} .title{{font-size:17px;font-weight:600}} .name{{font-weight:600}}
 .tick,.sub{{fill:#5b6b7a;font-size:11px}} .grid{{stroke:#e3e8ee}} .axis{{stroke:#9aa7b4}}
-.line{{fill:none;stroke:currentColor;stroke-width:2}} .pale{{fill:none;stroke:currentColor;opacity:.3}}
+.line{{fill:none;stroke:currentColor;stroke-width:2}}
+.pale{{fill:none;stroke:currentColor;opacity:.3}}
 .dot{{fill:currentColor}} .whisker{{stroke:currentColor;stroke-width:1.4}}
 {"".join(f".c{at}{{color:{colour}}}" for at, colour in enumerate(COLOURS))}
 """
@@ -239,7 +240,9 @@ def _grid(frame: _Frame) -> Iterator[str]:
     for value in _decades(*frame.y) if frame.log else ticks(*frame.y, wanted=4):
         y = frame.down(value)
         yield f'<line x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{value:g}</text>'
+        yield (
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="tick" text-anchor="end">{value:g}</text>'
+        )
     yield f'<line x1="{_LEFT}" x2="{right}" y1="{floor}" y2="{floor}" class="axis"/>'
     for step in ticks(*frame.x, wanted=6):
         if step == int(step):
