@@ -112,6 +112,19 @@ def test_loss_and_gradients_of_trl_are_those_of_the_objective(
     assert trainer._metrics["train"]["clip_ratio/low_mean"][-1] > 0
 
 
+def test_the_attention_of_the_in_process_engine_gives_the_same(tmp_path: Path) -> None:
+    """It takes no mask, and needs none: nothing is padded on the left."""
+    from sandlot.train.engine_torch import use_slots
+
+    episodes, model, ours = episodes_of(MISSING), tiny_qwen3(), tiny_qwen3()
+    use_slots(model)
+    wanted = exact(ours, episodes)
+    trainer = trainer_of(model, episodes, tmp_path, rows=len(episodes))
+    loss = trainer.compute_loss(model, scored(trainer, episodes))
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert farthest(gradients(loss, model), gradients(wanted, ours)) < 1e-5
+
+
 def test_the_temperature_of_the_draws_is_that_of_the_loss(tmp_path: Path) -> None:
     episodes, model, ours = episodes_of(FULL), tiny_qwen3(), tiny_qwen3()
     wanted = exact(ours, episodes, temperature=0.7)
@@ -255,15 +268,21 @@ def row(*sampled: int, start: int = 0) -> TokenRow:
     return TokenRow(ids, tuple(map(bool, sampled)), tuple(-0.5 * each for each in sampled))
 
 
-def test_the_prompt_ends_before_the_first_sampled_token() -> None:
+def test_all_but_the_first_token_is_completion_so_that_nothing_is_padded_on_the_left() -> None:
     found = as_completion(Episode("g", "t", (row(0, 0, 1, 1, 0, 1),), 0.5), 62)
     assert found == {
-        "prompt_ids": [0, 1],
-        "completion_ids": [2, 3, 4, 5],
-        "env_mask": [1, 1, 0, 1],
-        "logprobs": [-0.5, -0.5, 0.0, -0.5],
+        "prompt_ids": [0],
+        "completion_ids": [1, 2, 3, 4, 5],
+        "env_mask": [0, 1, 1, 0, 1],
+        "logprobs": [0.0, -0.5, -0.5, 0.0, -0.5],
         "reward": 0.5,
     }
+
+
+def test_a_row_without_log_probabilities_is_refused() -> None:
+    bare = TokenRow((1, 2), (False, True))
+    with pytest.raises(ValueError, match="a rollout of t has no log probabilities"):
+        as_completion(Episode("g", "t", (bare,), 0.5), 62)
 
 
 @pytest.mark.parametrize(

@@ -214,15 +214,14 @@ def _check_cluster(row: TaskSet, metadata: Mapping[str, Any]) -> None:
 # --- documents -------------------------------------------------------------------------------
 
 
-def documents_of(raw: Row) -> dict[str, bytes]:
-    """The documents of a row by file name, whatever else is in it; empty where it has none.
+def documents_of(raw: Row, name: str) -> dict[str, bytes]:
+    """The documents in one field of a row by file name, whatever else is in the row.
 
     Raises:
         InputError: documents that are not texts by name; names the row and the field.
     """
-    fields = raw.fields or {}
     try:
-        return _files(fields, field_of(fields, "files", {}), None)
+        return _files(raw.fields or {}, name, None)
     except _Problem as exc:
         raise InputError(f"{raw.place}: {exc}") from exc
 

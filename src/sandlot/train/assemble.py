@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sandlot.agent.prompts import Profile, load_profile
-from sandlot.api import open_computer, policy_of, relocated
+from sandlot.api import open_computer, policy_of, relocated, settle_backend
 from sandlot.core.errors import ConfigError
 from sandlot.models.base import Model, Sampling
 from sandlot.sandbox.base import Sandbox
@@ -131,6 +132,8 @@ def opener(settings: Settings, profile: Profile, note: Note) -> Any:
     """Opens one unstarted sandbox for each rollout, as the settings say."""
     policy = replace(policy_of(settings), working_dir=profile.working_dir)
     told: set[str] = set()
+    settled: list[Settings] = []
+    first = asyncio.Lock()
 
     def once(line: str) -> None:
         if line not in told:
@@ -138,7 +141,10 @@ def opener(settings: Settings, profile: Profile, note: Note) -> Any:
             note(line)
 
     async def open_box() -> Sandbox:
-        box, _ = await open_computer(settings, policy, os.environ, once)
+        async with first:
+            if not settled:
+                settled.append((await settle_backend(settings, os.environ, once))[0])
+        box, _ = await open_computer(settled[0], policy, os.environ, once)
         if relocated(profile, box) != profile:
             raise ConfigError(
                 f"backend {box.backend!r} has no {profile.working_dir} of its own, and a policy "

@@ -16,6 +16,9 @@ from typing import Any, Literal
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 
+NO_PATHS = ("local", "random")
+"""Sources of a model that name no file."""
+
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
@@ -113,19 +116,38 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """`steps` steps of a warm start, whose rows are drawn from each kind by its share."""
+
+    steps: int
+    clerks: float = 0.0
+    drills: float = 0.0
+    texts: float = 0.0
+    answers: float = 0.0
+    rows: float = 0.0
+
+
+KINDS = ("clerks", "drills", "texts", "answers", "rows")
+"""What a warm start can learn from."""
+
+
+@dataclass(frozen=True, slots=True)
 class WarmStart:
     """Supervised fine-tuning before the reinforcement learning.
 
-    `clerks` scripted rollouts in the shares of `train.clerks.MIX` and `drills` short ones are
-    played through the loop in real sandboxes; `answers` are questions answered from the head (of a
-    control run); `rows` is a file of training records to learn from as well.
+    `clerks` scripted rollouts and `drills` short ones (`train.lessons`) are played through the loop
+    in real sandboxes; `texts` are plain ones in place of pretraining, `answers` questions answered
+    from the head (of a control run); `rows` is a file of training records to learn from as well.
+    All of it is gone through `epochs` times in one shuffled order, or in `stages`.
     """
 
     clerks: int = 0
     drills: int = 0
+    texts: int = 0
     answers: int = 0
     rows: str | None = None
     min_reward: float | None = None
+    stages: tuple[Stage, ...] = ()
     seed: int = 11
     epochs: int = 1
     rows_a_step: int = 8
@@ -218,6 +240,20 @@ def load_config(path: Path, changes: Mapping[str, Any] | None = None) -> TrainCo
     return _with_paths(config, path.parent)
 
 
+def changed_config(
+    stored: Mapping[str, Any], changes: Mapping[str, Any], where: str
+) -> TrainConfig:
+    """A configuration that was stored as JSON, with other values under dotted names.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    table = json.loads(json.dumps(stored))
+    for name, value in changes.items():
+        _put(table, name, value)
+    return read_config(table, where)
+
+
 def read_config(table: Mapping[str, Any], where: str) -> TrainConfig:
     """The same from a table. Raises ConfigError, naming `where` and the key."""
     config: TrainConfig = _read(TrainConfig, table, where, "")
@@ -244,26 +280,38 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _put(table: dict[str, Any], name: str, value: Any) -> None:
     *folders, last = name.split(".")
     for folder in folders:
-        table = table.setdefault(folder, {})
+        if table.get(folder) is None:
+            table[folder] = {}
+        table = table[folder]
         if not isinstance(table, dict):
             raise ConfigError(f"{name!r}: {folder!r} is no table")
     table[last] = value
 
 
 def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Files that a recipe names beside itself, seen from there."""
+    """Files that a recipe names beside itself or from here, in full: a run outlives this folder."""
 
-    def beside(name: str | None) -> str | None:
-        if name is None:
-            return None
-        near = folder / name
-        return str(near) if near.exists() else name
+    def found(name: str | None, *, folders: bool = False) -> str | None:
+        places = (folder / name, Path(name).expanduser()) if name else ()
+        here = (each for each in places if each.is_file() or (folders and each.is_dir()))
+        return next((str(each.resolve()) for each in here), name)
 
-    model = dataclasses.replace(config.model, template=beside(config.model.template))
+    def tasks(source: TaskSource) -> TaskSource:
+        return dataclasses.replace(source, set=found(source.set))
+
+    source = config.model.source
+    if source not in NO_PATHS:
+        source = str(found(source, folders=True))
+    model = dataclasses.replace(config.model, source=source, template=found(config.model.template))
+    sets = dataclasses.replace(
+        config.tasks,
+        train=tasks(config.tasks.train),
+        evaluate={name: tasks(each) for name, each in config.tasks.evaluate.items()},
+    )
     warm = config.warmstart
     if warm is not None:
-        warm = dataclasses.replace(warm, rows=beside(warm.rows))
-    return dataclasses.replace(config, model=model, warmstart=warm)
+        warm = dataclasses.replace(warm, rows=found(warm.rows))
+    return dataclasses.replace(config, model=model, tasks=sets, warmstart=warm)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -293,6 +341,8 @@ def _value(hint: Any, value: Any, where: str, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [each for each in arguments if each is not types.NoneType]
+        if value is None and len(inner) < len(arguments):  # of a configuration stored as JSON
+            return None
         return _value(inner[0], value, where, at)
     if origin is Literal:
         if value not in arguments:
@@ -330,6 +380,18 @@ def _check(config: TrainConfig, where: str) -> None:
     for wrong, words in _contradictions(config):
         if wrong:
             raise ConfigError(f"{where}: {words}")
+
+
+def _idle_stages(warm: WarmStart | None) -> list[int]:
+    """Numbers, from 1, of stages that could not be gone through."""
+    stages = () if warm is None else warm.stages
+    return [
+        number
+        for number, stage in enumerate(stages, 1)
+        if stage.steps < 1
+        or min(shares := [getattr(stage, kind) for kind in KINDS]) < 0
+        or not sum(shares) > 0
+    ]
 
 
 def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
@@ -374,8 +436,16 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
         (
-            warm is not None and not (warm.clerks or warm.drills or warm.answers or warm.rows),
-            "warmstart learns from nothing: give clerks, drills, answers or rows",
+            warm is not None and not any(getattr(warm, kind) for kind in KINDS),
+            "warmstart learns from nothing: give clerks, drills, texts, answers or rows",
+        ),
+        (
+            warm is not None and bool(warm.stages) and warm.epochs != 1,
+            "warmstart.stages say how long it learns, and so does warmstart.epochs: give one",
+        ),
+        (
+            bool(idle := _idle_stages(warm)),
+            f"warmstart.stages: stage {idle[0] if idle else 0} has no steps, or shares of nothing",
         ),
         (
             warm is None and train.steps == 0,

@@ -77,7 +77,7 @@ class Overlaps:
 
     def of_documents(self, documents: Sequence[Document]) -> str | None:
         """The name of a set that holds one of them."""
-        for document in documents:
+        for document in documents if self._indexes else ():
             same = hash64(normal(document.text))
             parts = list(sentences(document.text, SENTENCE))
             for index in self._indexes:

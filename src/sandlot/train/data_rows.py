@@ -214,10 +214,10 @@ def _documents(raw: Row, allow_empty: bool) -> tuple[Document, ...]:
     kept = tuple(document for document in found if document.text.strip())
     if kept or allow_empty:
         return kept
-    what = f"field {name!r} is empty" if name else "field 'context' is missing"
+    found_fields = ", ".join(map(str, fields))
+    what = "is empty" if name else f"is missing (found: {found_fields})"
     raise _Problem(
-        f"{what}; a question without documents is kept by --allow-empty (found: "
-        f"{', '.join(map(str, fields))})"
+        f"field {name or CONTEXTS[0]!r} {what}; --allow-empty keeps questions without documents"
     )
 
 
@@ -227,7 +227,7 @@ def _from_field(raw: Row, name: str) -> tuple[Document, ...]:
         return (Document(_whole(name, value)),)
     if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
         return tuple(_titled(name, number, one) for number, one in enumerate(value))
-    files = documents_of(Row(raw.place, {"input_files" if name in CONTEXTS else name: value}))
+    files = documents_of(raw, name)
     given = not isinstance(value, list)
     return tuple(
         Document(data.decode("utf-8"), file if given else None) for file, data in files.items()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
@@ -20,15 +21,15 @@ import torch
 from sandlot.core.errors import ConfigError
 from sandlot.core.tokens import TokenRow
 from sandlot.core.types import Message, Task
-from sandlot.tasks.generators import errands
 from sandlot.train import checkpoint
 from sandlot.train.assemble import Parts, rules_of
 from sandlot.train.base import Episode, Note
-from sandlot.train.clerks import Clerk, clerk_mix, plan
-from sandlot.train.config import TrainConfig, WarmStart
+from sandlot.train.clerks import Clerk
+from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, step_figures
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.engine_torch import TorchEngine
+from sandlot.train.lessons import Text, lessons_of
 from sandlot.train.objective import (
     Advantages,
     batches,
@@ -38,8 +39,8 @@ from sandlot.train.objective import (
     policy_loss,
     ratio_figures,
 )
-from sandlot.train.records import read_records
-from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune
+from sandlot.train.rows_file import read_rollouts
+from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune, plan_stages
 from sandlot.train.weights import MasterAdamW, load_values, trainable
 
 Mode = Literal["sandbox", "llm"]
@@ -125,7 +126,8 @@ class Driver:
     # The warm start.
 
     async def _warm_start(self, warm: WarmStart, start: int) -> None:
-        rows = await self._warm_rows(warm)
+        by_kind = await self._warm_rows(warm)
+        rows = [row for each in by_kind.values() for row in each]
         self.note(
             f"warm start on {len(rows)} rows, "
             f"{sum(row.sampled_tokens for row in rows):,} tokens of replies"
@@ -135,7 +137,13 @@ class Driver:
         )
         adam = self._adam("warmstart")
         steps = fine_tune(
-            self.parts.policy.model, adam, rows, settings, seed=self.config.seed, start=start
+            self.parts.policy.model,
+            adam,
+            rows,
+            settings,
+            seed=self.config.seed,
+            start=start,
+            steps=_staged(by_kind, warm, self.config.seed),
         )
         every = self.config.train.checkpoint_every * 5
         while True:
@@ -151,52 +159,53 @@ class Driver:
         with self._updating():
             return next(steps, None)
 
-    async def _warm_rows(self, warm: WarmStart) -> list[TokenRow]:
-        """The rows that it learns from; made by scripted policies through the ordinary loop."""
-        episodes = await self._played_clerks(warm)
+    async def _warm_rows(self, warm: WarmStart) -> dict[str, list[TokenRow]]:
+        """The rows that it learns from, by kind; most are played through the ordinary loop."""
+        rows = {
+            kind: _rows_of(each, self.note) for kind, each in (await self._played(warm)).items()
+        }
         if warm.rows is not None:
-            episodes += [
+            recorded = [
                 each
-                for each in read_records(warm.rows)
+                for each in read_rollouts(Path(warm.rows), self.parts.policy.chat)
                 if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
             ]
-        lost = [each for each in episodes if not each.rows]
-        if lost:
-            self.note(f"{len(lost)} warm start rollouts were lost ({lost[0].missing})")
-        rows = [row for each in episodes for row in each.rows] + self._answer_rows(warm)
-        if not rows:
+            rows["rows"] = _rows_of(recorded, self.note)
+        rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
+        if not any(rows.values()):
             raise ConfigError("the warm start has no rows to learn from")
         return rows
 
-    async def _played_clerks(self, warm: WarmStart) -> list[Episode]:
-        """Clerks know errands: their commands stand in the tasks that the generator makes."""
-        mix = clerk_mix(self._errands(warm.clerks, warm.seed), warm.seed) if warm.clerks else []
-        if warm.drills:
-            drills = errands.generate(
-                {"families": errands.DRILLS, "items": warm.drills, "seed": warm.seed + 1}
-            )
-            rng = Random(warm.seed)
-            mix += [(task, "efficient", plan(task, rng, "efficient")) for task in drills]
+    async def _played(self, warm: WarmStart) -> dict[str, list[Episode]]:
+        """Rollouts of clerks, whose commands stand in the tasks that a generator makes."""
+        if not warm.clerks and not warm.drills:
+            return {}
+        lessons = lessons_of(self.config.tasks.train.generator)
+        tasks = self.parts.train.fresh(warm.seed, warm.clerks) if warm.clerks else ()
+        mixes = {
+            "clerks": lessons.clerks(tasks, warm.seed),
+            "drills": lessons.drills(warm.drills, warm.seed) if warm.drills else [],
+        }
         rules = replace(rules_of(self.config, self.parts, mode="sandbox"), submit=False)
-        chat = self.parts.policy.chat
-        return list(
-            await asyncio.gather(
-                *(
-                    self.parts.player.one(
-                        task, WrittenModel(Clerk(commands, style), chat), rules, group=style
-                    )
-                    for task, style, commands in mix
-                )
+        chat, player = self.parts.policy.chat, self.parts.player
+        played = await asyncio.gather(
+            *(
+                player.one(task, WrittenModel(Clerk(commands, style), chat), rules, group=style)
+                for mix in mixes.values()
+                for task, style, commands in mix
             )
         )
+        cut = len(mixes["clerks"])
+        return {"clerks": played[:cut], "drills": played[cut:]}
 
-    def _errands(self, count: int, seed: int) -> tuple[Task, ...]:
-        if self.config.tasks.train.generator != "errands":
-            raise ConfigError(
-                "warmstart.clerks: clerks can only act on tasks of the generator 'errands'; "
-                "learn from recorded trajectories (warmstart.rows) instead"
-            )
-        return self.parts.train.fresh(seed, count)
+    def _text_rows(self, warm: WarmStart) -> list[TokenRow]:
+        if not warm.texts:
+            return []
+        lessons = lessons_of(self.config.tasks.train.generator)
+        return [
+            _text_row(text, self.parts.policy.tokenizer)
+            for text in lessons.texts(warm.texts, warm.seed)
+        ]
 
     def _answer_rows(self, warm: WarmStart) -> list[TokenRow]:
         """Questions with their truth as the reply, for the control that answers from its head."""
@@ -363,6 +372,37 @@ class Driver:
             )
         )
         return evaluated_of(mode, temperature, episodes)
+
+
+def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:
+    lost = [each for each in episodes if not each.rows]
+    if lost:
+        note(f"{len(lost)} warm start rollouts were lost ({lost[0].missing})")
+    return [row for each in episodes for row in each.rows]
+
+
+def _text_row(text: Text, tokenizer: Any) -> TokenRow:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for piece, learn in text:
+        some = tokenizer.encode(piece, add_special_tokens=False)
+        ids += some
+        learned += [learn] * len(some)
+    return TokenRow(tuple(ids), tuple(learned), (0.0,) * len(ids))
+
+
+def _staged(
+    rows: Mapping[str, Sequence[TokenRow]], warm: WarmStart, seed: int
+) -> list[list[int]] | None:
+    if not warm.stages:
+        return None
+    kinds = [kind for kind, each in rows.items() for _ in each]
+    for stage in warm.stages:
+        lacking = [kind for kind in KINDS if getattr(stage, kind) and kind not in kinds]
+        if lacking:
+            raise ConfigError(f"warmstart.stages: there are no rows of {lacking[0]!r}")
+    shares = [(each.steps, {kind: getattr(each, kind) for kind in KINDS}) for each in warm.stages]
+    return plan_stages(kinds, shares, warm.rows_a_step, seed)
 
 
 def _warm_figures(made: SftStep) -> Mapping[str, float]:

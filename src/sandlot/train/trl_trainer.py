@@ -261,9 +261,13 @@ def recorded_reward(reward: Sequence[float | None], **_: Any) -> list[float | No
 def as_completion(episode: Episode, filler_id: int, *, refuse: bool = False) -> dict[str, Any]:
     """What `rollout_func` returns for one rollout.
 
-    The prompt ends before the first sampled token. `env_mask` is 1 for sampled tokens. A rollout
-    whose reward is missing, or that drew nothing, is one token of filler that counts for nothing:
-    TRL has no empty rows.
+    TRL pads prompts on the left and completions on the right. Here the prompt is the first token
+    alone and all others are the completion, so that rows are padded on the right only: they are
+    shorter, their positions begin at 0, and they need no attention mask (see `objective.Batch`;
+    the in-process engine's attention has none). `env_mask` is 1 for sampled tokens.
+
+    A rollout whose reward is missing, or that drew nothing, is two tokens of filler that count for
+    nothing: TRL has no empty rows.
 
     Raises:
         ValueError: a row without log probabilities, or several rows that were to be refused.
@@ -272,20 +276,15 @@ def as_completion(episode: Episode, filler_id: int, *, refuse: bool = False) -> 
         raise ValueError(f"a rollout of {episode.task_id} has {len(episode.rows)} token rows")
     row = max(episode.rows, key=lambda each: each.sampled_tokens, default=None)
     if row is None or not row.sampled_tokens or episode.reward is None:
-        row = TokenRow((filler_id, filler_id), (False, True), (0.0, 0.0))
-        return _split(row, masked=True) | {"reward": episode.reward}
-    return _split(row) | {"reward": episode.reward}
-
-
-def _split(row: TokenRow, *, masked: bool = False) -> dict[str, Any]:
+        row = TokenRow((filler_id, filler_id), (False, False), (0.0, 0.0))
     if row.logprobs is None:
-        raise ValueError("a row was recorded without log probabilities")
-    start = row.sampled.index(True)
+        raise ValueError(f"a rollout of {episode.task_id} has no log probabilities")
     return {
-        "prompt_ids": list(row.ids[:start]),
-        "completion_ids": list(row.ids[start:]),
-        "env_mask": [int(each and not masked) for each in row.sampled[start:]],
-        "logprobs": list(row.logprobs[start:]),
+        "prompt_ids": list(row.ids[:1]),
+        "completion_ids": list(row.ids[1:]),
+        "env_mask": [int(each) for each in row.sampled[1:]],
+        "logprobs": list(row.logprobs[1:]),
+        "reward": episode.reward,
     }
 
 
@@ -303,8 +302,9 @@ def make_trainer(
 
     Args:
         model: a `PreTrainedModel` (full training) or a `PeftModel` (an adapter, not on the output
-            head: TRL refuses that). The engine behind `play` samples from this same object, or
-            from a server that gets its weights.
+            head: TRL refuses that).
+        play: its engine draws from this same object, and is told before it does that the weights
+            have changed (`TorchEngine.updating`), or from a server that TRL sends them to.
         tokenizer: only its pad and end tokens and its decoding (for logs) are used.
         task_ids: drawn from in an order that the seed gives, `settings.tasks` a step.
 
