@@ -15,12 +15,11 @@ from sandlot.core.tokens import TokenRow, row_of, segment_of
 from sandlot.train.base import Episode
 from sandlot.train.records import (
     Recorded,
-    RecordWriter,
     Split,
     line_of,
     read_records,
-    rewind,
     split,
+    write_records,
 )
 
 ROW = TokenRow((5, 6, 7, 8), (False, True, False, True), (0.0, -0.5, 0.0, -0.25))
@@ -33,10 +32,8 @@ FAILED = Episode("errand-18@3", "errand-18", (), None, "the sandbox died", "sand
 
 
 def written(path: Path, *steps: list[Episode]) -> Path:
-    writer = RecordWriter(path, model="policy")
     for step, episodes in enumerate(steps):
-        writer.write(step, episodes)
-    writer.close()
+        write_records(path, episodes, step=step, model="policy")
     return path
 
 
@@ -106,15 +103,6 @@ def test_a_record_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -
     assert len(list(read_records(path))) == 1
     written(path, [FAILED])
     assert [each.episode for each in read_records(path)] == [GOOD, FAILED]
-
-
-def test_the_lines_that_a_resumed_run_writes_again_are_cut_off(tmp_path: Path) -> None:
-    path = written(tmp_path / "records.jsonl", [GOOD], [GOOD, FAILED], [SEVERAL])
-    assert rewind(path, 3) == 0
-    assert rewind(path, 1) == 3
-    assert [each.step for each in read_records(path)] == [0]
-    assert rewind(path, 0) == 1
-    assert path.read_bytes() == b""
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

@@ -63,15 +63,13 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield _record(path, number, line)
 
 
-def stream_jsonl(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Like `read_jsonl`, one line in memory at a time, each with its number and its first byte."""
+def stream_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Like `read_jsonl`, with one line in memory at a time, each after its number."""
     try:
         with path.open("rb") as file:
-            offset = 0
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n") and line.strip():
-                    yield number, offset, _record(path, number, line)
-                offset += len(line)
+                    yield number, _record(path, number, line)
     except OSError as exc:
         raise RecordError(f"{path}: cannot be read: {exc.strerror}") from exc
 

@@ -66,7 +66,7 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags, as for Qwen models."""
+"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags, as of Qwen models."""
 
 
 def make_random(
@@ -111,8 +111,7 @@ def make_random(
     config = AutoConfig.for_model(wanted.architecture, **sizes)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        make: Any = AutoModelForCausalLM.from_config
-        model = make(config, dtype=getattr(torch, dtype))
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     return model.eval(), tokenizer
 
 
@@ -163,8 +162,7 @@ def _wrapped(bpe: Any, spans: Sequence[str]) -> Any:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    make: Any = PreTrainedTokenizerFast
-    made = make(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END,
         pad_token=PAD,

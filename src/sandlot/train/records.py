@@ -11,7 +11,7 @@ a rule one a rollout; `loss_mask` is 1 where the policy drew the token, `logprob
 under which it was drawn and 0 elsewhere, null where they were not recorded. `reward` is in [0, 1],
 or null with the reason in `missing`: a failure of the machinery, to be left out of the baseline and
 of every mean, never taken for 0. `valid` is true where there is something to learn from: a reward,
-and at least one sampled token. Ids are numbered within a group; steps never go down in a file.
+and at least one sampled token. Ids are numbered within a group.
 
 For users of other trainers, a segment split before its first sampled token (`split`) is
 
@@ -31,7 +31,6 @@ not run against this file.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,24 +54,24 @@ class Recorded:
     step: int | None = None
 
 
-class RecordWriter:
-    """Appends the rollouts of one step after another. Raises RecordError where the disk is full."""
+def write_records(
+    path: Path, episodes: Sequence[Episode], *, step: int | None = None, model: str = ""
+) -> None:
+    """Append rollouts to a file; they are on the disk when this returns.
 
-    def __init__(self, path: Path, *, model: str) -> None:
-        self._model = model
-        self._lines = JsonlWriter(path)
-
-    def write(self, step: int, episodes: Sequence[Episode]) -> None:
-        """Returns when the lines are on the disk (blocking: call it from a worker thread)."""
-        numbers: Counter[str] = Counter()
+    Raises:
+        RecordError: the file cannot be written, or the disk is full.
+    """
+    numbers: Counter[str] = Counter()
+    lines = JsonlWriter(path)
+    try:
         for episode in episodes:
             name = f"{episode.group}.{numbers[episode.group]}"
             numbers[episode.group] += 1
-            self._lines.append(line_of(Recorded(name, episode, self._model, step)))
-        self._lines.sync()
-
-    def close(self) -> None:
-        self._lines.close()
+            lines.append(line_of(Recorded(name, episode, model, step)))
+        lines.sync()
+    finally:
+        lines.close()
 
 
 def line_of(recorded: Recorded) -> JsonObject:
@@ -107,35 +106,11 @@ def read_records(path: Path) -> Iterator[Recorded]:
     Raises:
         RecordError: the file cannot be read, or a line is no such record; names file and line.
     """
-    for number, _, line in stream_jsonl(path):
+    for number, line in stream_jsonl(path):
         try:
-            yield _recorded(line)
+            yield recorded_of(line)
         except RecordError as error:
             raise RecordError(f"{path.name}:{number}: {error}") from error
-
-
-def rewind(path: Path, step: int) -> int:
-    """Cut off the lines of `step` and later, which a resumed run writes again; how many.
-
-    Raises:
-        RecordError: the file cannot be read or cut, or holds a line that is no record.
-    """
-    start, cut = None, 0
-    for _, offset, line in stream_jsonl(path):
-        if start is not None or _at_or_after(line, step):
-            start = offset if start is None else start
-            cut += 1
-    if start is not None:
-        try:
-            os.truncate(path, start)
-        except OSError as exc:
-            raise RecordError(f"{path}: cannot be cut: {exc.strerror}") from exc
-    return cut
-
-
-def _at_or_after(line: Mapping[str, Any], step: int) -> bool:
-    found = line.get("step")
-    return isinstance(found, int) and found >= step
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +134,8 @@ def split(row: TokenRow) -> Split:
 # Reading, field by field.
 
 
-def _recorded(line: Mapping[str, Any]) -> Recorded:
+def recorded_of(line: Mapping[str, Any]) -> Recorded:
+    """What a line of the file says. Raises RecordError, naming the field."""
     group = _field(line, "group", str)
     episode = Episode(
         group,

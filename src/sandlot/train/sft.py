@@ -151,7 +151,7 @@ def fine_tune(
         tokens = sum(row.sampled_tokens for row in chosen)
         total = 0.0
         for part in batches([len(row.ids) for row in chosen], settings.token_budget):
-            batch = pad([chosen[index] for index in part])
+            batch = pad([chosen[index] for index in part], need_logprobs=False)
             loss = -model_logprobs(model, batch.to(_device(model))).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
