@@ -86,6 +86,10 @@ class GuestSandbox:
         return self._session
 
     async def start(self) -> None:
+        if self.death.done():
+            raise self.death.result()
+        if self._session is not None:
+            return
         proxy = self._proxy_socket
         binds = [] if proxy is None else [str(proxy.parent)]
         self.process = await asyncio.create_subprocess_exec(

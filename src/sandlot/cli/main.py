@@ -12,6 +12,7 @@ from sandlot import __version__
 from sandlot.cli import (
     bench,
     compare,
+    data,
     doctor,
     export,
     image,
@@ -79,6 +80,7 @@ app.command("replay")(replay.replay)
 app.command("doctor")(doctor.doctor)
 app.add_typer(image.app, name="image")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(data.app, name="data")
 app.command("ps")(upkeep.ps)
 app.command("reap")(upkeep.reap)
 app.command("clean")(upkeep.clean_)

@@ -55,8 +55,11 @@ OnDelta = Callable[[str, str], None]
 class Model(Protocol):
     """A language model. Implementations keep no conversation: `messages` is the whole of it."""
 
-    name: str
-    sees_images: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sees_images(self) -> bool: ...
 
     async def complete(
         self,

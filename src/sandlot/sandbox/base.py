@@ -102,12 +102,12 @@ class Sandbox(Protocol):
         ...
 
     async def start(self) -> None:
-        """Bring the computer up.
+        """Bring the computer up. Nothing happens if it was started before, as a fork was.
 
         Raises:
             PolicyNotEnforceable: a limit that was asked for cannot be enforced here.
             SandboxUnavailable: this machine cannot run such a sandbox.
-            SandboxDied: it broke during the start.
+            SandboxDied: it broke during the start, or was closed before.
         """
         ...
 

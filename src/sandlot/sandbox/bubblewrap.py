@@ -159,6 +159,10 @@ class BubblewrapSandbox:
 
     async def start(self, restore: Path | None = None) -> None:
         """`restore` is a snapshot to begin from, in place of a fresh image."""
+        if self._closing is not None:
+            raise SandboxDied(DeathCause.CLOSED, "it was closed")
+        if self._inner is not None:
+            return
         self._host = await self._get_host()
         try:
             await self._start_inner(restore)
@@ -279,8 +283,12 @@ class BubblewrapSandbox:
             source = Path(folder, "state")
             await self.snapshot(source)
             await twin.start(source)
-            async with twin._queue:
-                await twin._take_up(_read_state(source))
+            try:
+                async with twin._queue:
+                    await twin._take_up(_read_state(source))
+            except BaseException:
+                await asyncio.shield(twin.close())
+                raise
         return twin
 
     def egress(self) -> list[EgressRecord]:
@@ -308,8 +316,7 @@ class BubblewrapSandbox:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
-        if self._inner is None:  # a fork has been started already
-            await self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -248,6 +248,10 @@ class EngineSandbox:
         return () if self._life is None else self._life.enforcement
 
     async def start(self) -> None:
+        if self._closing is not None:
+            raise SandboxDied(DeathCause.CLOSED, "it was closed")
+        if self._life is not None:
+            return
         self._host = await self._get_host()
         self._began = time.monotonic()
         life = self._life = self._new_life()
@@ -343,8 +347,7 @@ class EngineSandbox:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
-        if self._life is None:  # a fork has been started already
-            await self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -234,8 +234,7 @@ class FakeSandbox:
         self._died.set()
 
     async def __aenter__(self) -> Self:
-        if not self.started:  # a fork has been started already
-            await self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

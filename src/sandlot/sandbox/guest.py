@@ -58,6 +58,7 @@ _LATE_BYTES = 64 * 1024
 _LATE_PAUSE_S = 0.05  # a background flood costs at most 1.3 MB/s of reading
 _LATE_STREAMS = 64
 _SAMPLE_S = 0.1
+_LISTS = 50
 _FIRST_BYTES = 64 * 1024
 _PIPE_BYTES = 256 * 1024
 _PAGE_BYTES = 100_000
@@ -276,14 +277,7 @@ class Tree:
 
     def states(self) -> tuple[dict[int, str], bool]:
         """State of each descendant, and whether all chains of parents could be followed."""
-        everyone: dict[int, tuple[str, int]] = {}
-        for name in os.listdir("/proc"):
-            if name.isdigit():
-                try:
-                    fields = read_text(f"/proc/{name}/stat").rpartition(b")")[2].split()
-                    everyone[int(name)] = (fields[0].decode(), int(fields[1]))
-                except (OSError, IndexError, ValueError):
-                    continue
+        everyone = self._everyone()
         self._parents = {pid: parent for pid, (_, parent) in everyone.items()}
         whole = True
         found = {}
@@ -294,6 +288,27 @@ class Tree:
             elif end not in self._parents:
                 whole = False
         return found, whole
+
+    def _everyone(self) -> dict[int, tuple[str, int]]:
+        """State and parent of each process, those included that began during the look.
+
+        One that ends between the list and its reading may have forked one that is not in the
+        list, so the list is taken until it names nobody new, or as often as is reasonable.
+        """
+        seen: set[str] = set()
+        found = {}
+        for _ in range(_LISTS):
+            begun = {name for name in os.listdir("/proc") if name.isdigit()} - seen
+            if not begun:
+                break
+            seen |= begun
+            for name in begun:
+                try:
+                    fields = read_text(f"/proc/{name}/stat").rpartition(b")")[2].split()
+                    found[int(name)] = (fields[0].decode(), int(fields[1]))
+                except (OSError, IndexError, ValueError):
+                    continue
+        return found
 
     def _line(self, pid: int) -> list[int]:
         """The ancestors of a process up to the guest, the nearest first."""

@@ -225,24 +225,29 @@ NESTED_MAP = "0 0 1\n1 1 65535\n"
 def nest_user_namespace() -> None:
     """A namespace of its own for one sandbox, so that its process limit counts only itself.
 
-    The map is written by the parent, which ends then; the child goes on.
+    A child writes the map from the outer one. A parent that ended then would do it too, but
+    bubblewrap dies with its parent, and on a busy machine it may have begun before that end.
     """
     # A change of the real user closes /proc/PID to everybody but root; the map is written there.
     libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    own = os.getpid()
     ready_r, ready_w = os.pipe()
-    done_r, done_w = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(ready_w)
-        if os.read(ready_r, 1):
-            for name in ("uid_map", "gid_map"):
-                write_text(f"/proc/{pid}/{name}", NESTED_MAP)
-            os.write(done_w, b"1")
-        os._exit(0)
-    os.close(done_w)
+    writer = os.fork()
+    if writer == 0:
+        status = 1
+        try:
+            os.close(ready_w)
+            if os.read(ready_r, 1):
+                for name in ("uid_map", "gid_map"):
+                    write_text(f"/proc/{own}/{name}", NESTED_MAP)
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(ready_r)
     unshare(CLONE_NEWUSER, "unshare nested user namespace")
     os.write(ready_w, b"1")
-    if not os.read(done_r, 1):
+    os.close(ready_w)
+    if os.waitpid(writer, 0)[1] != 0:
         raise OSError(errno.EPERM, "the nested id map could not be written")
 
 

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterable, Iterator, Set
 
 INIT = 1
+_LISTS = 50
 
 
 class ProcessTree:
@@ -43,7 +44,7 @@ class ProcessTree:
 
     def pids(self) -> set[int]:
         """Every process that is not a zombie."""
-        return {pid for pid in self._all() if (self._status(pid) or ("Z", 0))[0] != "Z"}
+        return {pid for pid, (state, _) in self._look().items() if state != "Z"}
 
     def parent(self, pid: int) -> int | None:
         status = self._status(pid)
@@ -58,7 +59,7 @@ class ProcessTree:
 
     def descendants_since(self, before: Set[int], shell: int) -> list[int]:
         """Processes that began after `before` was taken and belong to no job of that time."""
-        found_now = {pid: status for pid in self._all() if (status := self._status(pid))}
+        found_now = self._look()
         parents = {pid: parent for pid, (_, parent) in found_now.items()}
         kept = {INIT, shell}
         jobs = before - kept
@@ -97,12 +98,28 @@ class ProcessTree:
         finally:
             self.kill(stopped, signal.SIGCONT)
 
+    def _look(self) -> dict[int, tuple[str, int]]:
+        """State and parent of every process, those included that began during the look.
+
+        One that ends between the list and its reading may have forked one that is not in the
+        list, so the list is taken until it names nobody new; where a job forks without pause,
+        as often as is reasonable.
+        """
+        seen: set[int] = set()
+        found: dict[int, tuple[str, int]] = {}
+        for _ in range(_LISTS):
+            begun = set(self._all()) - seen
+            if not begun:
+                break
+            found |= {pid: status for pid in begun if (status := self._status(pid))}
+            seen |= begun
+        return found
+
     def _all(self) -> list[int]:
         return [int(name) for name in os.listdir(self._proc) if name.isdigit()]
 
     def _running(self) -> set[int]:
-        found = {pid: status for pid in self._all() if (status := self._status(pid))}
-        return {pid for pid, (state, _) in found.items() if state not in "ZTt"}
+        return {pid for pid, (state, _) in self._look().items() if state not in "ZTt"}
 
     def _status(self, pid: int) -> tuple[str, int] | None:
         """(state, parent) from /proc/PID/stat; the name in it may hold anything, `)` included."""

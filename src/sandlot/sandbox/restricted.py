@@ -139,6 +139,10 @@ class RestrictedSandbox:
         return path
 
     async def start(self) -> None:
+        if self._closing is not None:
+            raise SandboxDied(DeathCause.CLOSED, "it was closed")
+        if self._life is not None:
+            return
         if self.policy.mounts:
             raise PolicyNotEnforceable(
                 "backend 'restricted' cannot show mounted folders; copy them in with --input"
@@ -223,8 +227,7 @@ class RestrictedSandbox:
         await asyncio.shield(self._closing)
 
     async def __aenter__(self) -> Self:
-        if self._life is None:  # a fork has been started already
-            await self.start()
+        await self.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -198,7 +198,7 @@ class MathScorer:
     async def _by_algebra(
         self, candidate: Candidate, answer: str, truths: list[str], details: dict[str, Any]
     ) -> Score:
-        exhausted = missing = None
+        exhausted = missing = unread = None
         for truth in truths:
             reply = await self._pool.ask({"truth": to_tex(truth), "answer": to_tex(answer)})
             if isinstance(reply, Failed):
@@ -208,16 +208,19 @@ class MathScorer:
                 spent, reason = True, str(reply["exhausted"])
             elif reply["same"]:
                 return self._scored(candidate, 1.0, details)
-            elif not reply["truth_read"]:
-                spent, reason = False, f"the ground truth cannot be read: {truth[:80]!r}"
             else:
+                if not reply["truth_read"]:
+                    unread = f"the ground truth cannot be read: {truth[:80]!r}"
                 continue
             if spent and read_quantity(truth) is not None:
                 exhausted = reason
             else:
                 missing = reason
-        if missing:
-            return Score(candidate.task.id, self.name, self.version, None, missing, details)
+        if missing or unread:
+            details |= {"truth_unread": True} if not missing else {}
+            return Score(
+                candidate.task.id, self.name, self.version, None, missing or unread, details
+            )
         return self._scored(
             candidate, 0.0, details | ({"exhausted": exhausted} if exhausted else {})
         )

@@ -84,18 +84,22 @@ def _qa(
     *,
     rouge: bool = True,
     partial: str = "f1",
-    others: str = "text",
+    others: str = "open",
     rel_tol: float = 0.0,
 ) -> Scorer:
-    """Choice for questions of choice; `others` (text or math) for the rest."""
+    """Choice for questions of choice; `others` for the rest: math, text, or open (math first)."""
+    from sandlot.scoring.open import MathFirst
     from sandlot.scoring.text import TextScorer
 
-    if others not in ("text", "math"):
-        raise unknown_name("option others of the scorer 'qa':", others, ("math", "text"))
+    if others not in ("math", "open", "text"):
+        raise unknown_name("option others of the scorer 'qa':", others, ("math", "open", "text"))
     choice = _choice(tools, partial=partial)
     if others == "math":
         return ByQuestion(choice, _math(tools, rel_tol=rel_tol))
-    return ByQuestion(choice, TextScorer(rouge=rouge, rel_tol=rel_tol))
+    text = TextScorer(rouge=rouge, rel_tol=rel_tol)
+    if others == "text":
+        return ByQuestion(choice, text)
+    return ByQuestion(choice, MathFirst(text, lambda: _math(tools, rel_tol=rel_tol)))
 
 
 def _harbor(tools: ScoringTools) -> Scorer:
@@ -186,7 +190,7 @@ class ByQuestion:
     """Choice where the task's own `qa_type` says so ("multiple choice"), else another scorer."""
 
     name = "qa"
-    version = "1"
+    version = "2"
 
     def __init__(self, choice: Scorer, other: Scorer) -> None:
         self._choice = choice
@@ -196,7 +200,7 @@ class ByQuestion:
         kind = str(candidate.task.metadata.get("qa_type") or "").lower()
         chosen = self._choice if "choice" in kind or kind == "mcq" else self._other
         score = await chosen.score(candidate)
-        details = {**score.details, "as": chosen.name}
+        details = {**score.details, "as": score.scorer}
         return Score(score.task_id, self.name, self.version, score.value, score.missing, details)
 
     async def close(self) -> None:

@@ -214,6 +214,18 @@ def _check_cluster(row: TaskSet, metadata: Mapping[str, Any]) -> None:
 # --- documents -------------------------------------------------------------------------------
 
 
+def documents_of(raw: Row, name: str) -> dict[str, bytes]:
+    """The documents in one field of a row by file name, whatever else is in the row.
+
+    Raises:
+        InputError: documents that are not texts by name; names the row and the field.
+    """
+    try:
+        return _files(raw.fields or {}, name, None)
+    except _Problem as exc:
+        raise InputError(f"{raw.place}: {exc}") from exc
+
+
 def _files(fields: Mapping[str, Any], name: str | None, folder: Path | None) -> dict[str, bytes]:
     value = fields[name] if name else None
     if isinstance(value, str):

@@ -17,7 +17,11 @@ from sandlot.tasks.readers import SUFFIXES, read_rows
 from sandlot.tasks.rows import read_row
 
 _HERE = Path(__file__).parent
-_GENERATORS = {"long_context": "sandlot.tasks.generators.long_context:generate"}
+_GENERATORS = {
+    "errands": "sandlot.tasks.generators.errands:generate",
+    "filing": "sandlot.tasks.generators.filing:generate",
+    "long_context": "sandlot.tasks.generators.long_context:generate",
+}
 
 Progress = Callable[[str], None]
 
@@ -172,13 +176,24 @@ def _load_hub(job: _Job) -> _Loaded:
 
 
 def _load_generator(job: _Job) -> _Loaded:
-    name = str(job.row.source.path)
+    source = job.row.source
+    return job.row, generate(str(source.path), source.options, domain=job.row.domain)
+
+
+def generate(
+    name: str, options: Mapping[str, Any], *, domain: str | None = None
+) -> tuple[Task, ...]:
+    """The tasks that a shipped generator makes of its options, the same on every machine.
+
+    Raises:
+        ConfigError: an unknown generator, or options that it does not take.
+    """
     if name not in _GENERATORS:
         raise unknown_name("generator", name, _GENERATORS)
     module, _, function = _GENERATORS[name].partition(":")
-    generate = getattr(import_module(module), function)
-    tasks: tuple[Task, ...] = generate(job.row.source.options, domain=job.row.domain)
-    return job.row, tasks
+    make = getattr(import_module(module), function)
+    tasks: tuple[Task, ...] = make(options, domain=domain or name)
+    return tasks
 
 
 _LOAD: Mapping[str, Callable[[_Job], _Loaded]] = {

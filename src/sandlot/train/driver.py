@@ -1,0 +1,427 @@
+"""The training loop: warm start, then rollouts, rewards, one update a step, and evaluations.
+
+    tasks of the step -> groups of rollouts -> advantages -> loss on what the policy drew -> weights
+
+One process, one device. For several, `trl_trainer` hands the same rollouts to TRL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, cast
+
+import torch
+
+from sandlot.core.errors import ConfigError
+from sandlot.core.tokens import TokenRow
+from sandlot.core.types import Message, Task
+from sandlot.train import checkpoint
+from sandlot.train.assemble import Parts, rules_of
+from sandlot.train.base import Episode, Note
+from sandlot.train.clerks import Clerk
+from sandlot.train.config import KINDS, TrainConfig, WarmStart
+from sandlot.train.curves import Evaluated, evaluated_of, step_figures
+from sandlot.train.directory import TrainDirectory
+from sandlot.train.engine_torch import TorchEngine
+from sandlot.train.lessons import Text, lessons_of
+from sandlot.train.objective import (
+    Advantages,
+    batches,
+    group_advantages,
+    model_logprobs,
+    pad,
+    policy_loss,
+    ratio_figures,
+)
+from sandlot.train.records import read_records
+from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune, plan_stages
+from sandlot.train.weights import MasterAdamW, load_values, trainable
+
+Mode = Literal["sandbox", "llm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """One update: `gap` is |trainer - engine| log probability of the drawn tokens (nats)."""
+
+    loss: float
+    norm: float
+    rollouts: int
+    tokens: int
+    gap_mean: float
+    gap_max: float
+    clipped: float
+
+
+@dataclass(slots=True)
+class Driver:
+    """One run, from its checkpoint on. `clock` gives seconds since the epoch."""
+
+    config: TrainConfig
+    parts: Parts
+    directory: TrainDirectory
+    note: Note
+    clock: Any = time.time
+    _optimiser: MasterAdamW | None = field(default=None, init=False)
+
+    async def run(self) -> None:
+        """Everything that is left to do.
+
+        Raises:
+            RecordError: the disk is full; the newest checkpoint is whole.
+            SandboxUnavailable, ConfigError: rollouts cannot be played at all.
+        """
+        self.parts.player.watch = self.directory.keep_trajectory
+        phase, step = self._restore()
+        if phase == "warmstart":
+            if self.config.warmstart is not None:
+                await self._warm_start(self.config.warmstart, step)
+            self._save("train", 0)
+            step = 0
+        if step == 0 and not self.directory.has_evaluation("train", 0):
+            await self._evaluate("train", 0)
+        await self._reinforce(step)
+
+    def _restore(self) -> tuple[str, int]:
+        found = checkpoint.newest(self.directory.checkpoints)
+        if found is None:
+            return "warmstart", 0
+        load_values(self.parts.policy.model, found.weights())
+        if found.step or found.phase == "warmstart":
+            self._adam(found.phase).load(found.optimiser())
+        self.directory.cut_after(found.phase, found.step)
+        self.note(f"going on from {found.path.name}")
+        return found.phase, found.step
+
+    def _adam(self, phase: str) -> MasterAdamW:
+        """The optimiser; each phase begins with a new one."""
+        if self._optimiser is None:
+            learn, warm = self.config.train, self.config.warmstart
+            lr = warm.lr if phase == "warmstart" and warm is not None else learn.lr
+            self._optimiser = MasterAdamW(
+                trainable(self.parts.policy.model),
+                lr=lr,
+                betas=cast(tuple[float, float], learn.betas),
+                weight_decay=learn.weight_decay,
+                max_norm=learn.max_norm,
+            )
+        return self._optimiser
+
+    def _save(self, phase: str, step: int) -> None:
+        state = self._optimiser.state() if self._optimiser is not None else {}
+        checkpoint.save(
+            self.directory.checkpoints,
+            phase=phase,
+            step=step,
+            weights=trainable(self.parts.policy.model),
+            optimiser=state,
+        )
+
+    # The warm start.
+
+    async def _warm_start(self, warm: WarmStart, start: int) -> None:
+        by_kind = await self._warm_rows(warm)
+        rows = [row for each in by_kind.values() for row in each]
+        self.note(
+            f"warm start on {len(rows)} rows, "
+            f"{sum(row.sampled_tokens for row in rows):,} tokens of replies"
+        )
+        settings = SftSettings(
+            warm.epochs, warm.rows_a_step, warm.token_budget, warm.lr, warm.warmup
+        )
+        adam = self._adam("warmstart")
+        steps = fine_tune(
+            self.parts.policy.model,
+            adam,
+            rows,
+            settings,
+            seed=self.config.seed,
+            start=start,
+            steps=_staged(by_kind, warm, self.config.seed),
+        )
+        every = self.config.train.checkpoint_every * 5
+        while True:
+            made = await asyncio.to_thread(self._next, steps)
+            if made is None:
+                break
+            self.directory.add_step("warmstart", made.number, _warm_figures(made))
+            if made.number % every == 0 and made.number < made.of:
+                await asyncio.to_thread(self._save, "warmstart", made.number)
+        self._optimiser = None
+
+    def _next(self, steps: Iterator[SftStep]) -> SftStep | None:
+        with self._updating():
+            return next(steps, None)
+
+    async def _warm_rows(self, warm: WarmStart) -> dict[str, list[TokenRow]]:
+        """The rows that it learns from, by kind; most are played through the ordinary loop."""
+        rows = {
+            kind: _rows_of(each, self.note) for kind, each in (await self._played(warm)).items()
+        }
+        if warm.rows is not None:
+            recorded = [
+                each.episode
+                for each in read_records(Path(warm.rows))
+                if warm.min_reward is None or (each.episode.reward or 0.0) >= warm.min_reward
+            ]
+            rows["rows"] = _rows_of(recorded, self.note)
+        rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
+        if not any(rows.values()):
+            raise ConfigError("the warm start has no rows to learn from")
+        return rows
+
+    async def _played(self, warm: WarmStart) -> dict[str, list[Episode]]:
+        """Rollouts of clerks, whose commands stand in the tasks that a generator makes."""
+        if not warm.clerks and not warm.drills:
+            return {}
+        lessons = lessons_of(self.config.tasks.train.generator)
+        tasks = self.parts.train.fresh(warm.seed, warm.clerks) if warm.clerks else ()
+        mixes = {
+            "clerks": lessons.clerks(tasks, warm.seed),
+            "drills": lessons.drills(warm.drills, warm.seed) if warm.drills else [],
+        }
+        rules = replace(rules_of(self.config, self.parts, mode="sandbox"), submit=False)
+        chat, player = self.parts.policy.chat, self.parts.player
+        played = await asyncio.gather(
+            *(
+                player.one(task, WrittenModel(Clerk(commands, style), chat), rules, group=style)
+                for mix in mixes.values()
+                for task, style, commands in mix
+            )
+        )
+        cut = len(mixes["clerks"])
+        return {"clerks": played[:cut], "drills": played[cut:]}
+
+    def _text_rows(self, warm: WarmStart) -> list[TokenRow]:
+        if not warm.texts:
+            return []
+        lessons = lessons_of(self.config.tasks.train.generator)
+        return [
+            _text_row(text, self.parts.policy.tokenizer)
+            for text in lessons.texts(warm.texts, warm.seed)
+        ]
+
+    def _answer_rows(self, warm: WarmStart) -> list[TokenRow]:
+        """Questions with their truth as the reply, for the control that answers from its head."""
+        if not warm.answers:
+            return []
+        from sandlot.agent.prompts import first_messages
+        from sandlot.bench.arms import ARMS, task_for
+
+        chat, rows = self.parts.policy.chat, []
+        for task in self.parts.train.fresh(warm.seed + 2, warm.answers):
+            asked = first_messages(self.parts.profiles["llm"], task_for(ARMS["llm"], task))
+            prompt = chat.render(asked, ())
+            reply = chat.write(Message.assistant(str(task.target)), ())
+            drawn = (False,) * len(prompt) + (True,) * len(reply)
+            rows.append(TokenRow((*prompt, *reply), drawn, (0.0,) * len(drawn)))
+        return rows
+
+    # The reinforcement learning.
+
+    async def _reinforce(self, start: int) -> None:
+        learn, evaluate = self.config.train, self.config.evaluate
+        for number in range(start, learn.steps):
+            began = time.monotonic()
+            episodes = await self._rollouts(number)
+            played = time.monotonic()
+            advantages = self._advantages(episodes, number)
+            learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
+            figures = step_figures(episodes, advantages)
+            figures |= {
+                "rollout_s": played - began,
+                "update_s": time.monotonic() - played,
+                **({} if learned is None else _learned_figures(learned)),
+            }
+            self.directory.add_records(number + 1, episodes, self.config.name)
+            self.directory.add_step("train", number + 1, figures)
+            last = number + 1 == learn.steps
+            if last or (number + 1) % learn.checkpoint_every == 0:
+                await asyncio.to_thread(self._save, "train", number + 1)
+            if last or (evaluate.every and (number + 1) % evaluate.every == 0):
+                await self._evaluate("train", number + 1)
+
+    async def _rollouts(self, number: int) -> list[Episode]:
+        rollout = self.config.rollout
+        tasks = self.parts.train.step(number, rollout.tasks_a_step)
+        rules = rules_of(self.config, self.parts)
+        make = self.parts.make_model(self.config.name)
+        seed = self.config.seed * 1_000_000 + number * 1_000
+        groups = await asyncio.gather(
+            *(
+                self.parts.player.group(
+                    task,
+                    rollout.rollouts_a_task,
+                    make,
+                    rules,
+                    name=f"{number + 1}.{place}.{task.id}",
+                    seed=seed + place,
+                )
+                for place, task in enumerate(tasks)
+            )
+        )
+        return [episode for group in groups for episode in group]
+
+    def _advantages(self, episodes: Sequence[Episode], number: int) -> Advantages:
+        rewards = [each.reward for each in episodes]
+        if self.config.rollout.reward == "coin":
+            coin = Random(f"sandlot coin {self.config.seed} {number}")
+            rewards = [None if each is None else float(coin.random() < 0.5) for each in rewards]
+        return group_advantages([each.group for each in episodes], rewards)
+
+    def _learn(
+        self, episodes: Sequence[Episode], advantages: Advantages, number: int
+    ) -> Learned | None:
+        """One update on what has an advantage; None where nothing has."""
+        learn = self.config.train
+        useful = [
+            (each, value)
+            for each, value in zip(episodes, advantages.values, strict=True)
+            if value and each.rows
+        ]
+        if not useful:
+            return None
+        kept = useful
+        if learn.keep is not None and len(useful) > learn.keep:
+            kept = Random(f"sandlot keep {self.config.seed} {number}").sample(useful, learn.keep)
+        rows = [(row, value) for each, value in kept for row in each.rows]
+        normaliser = advantages.rollouts * len(kept) / len(useful)
+        with self._updating():
+            return self._update(rows, normaliser, len(kept), self._rate(number))
+
+    def _rate(self, number: int) -> float:
+        learn = self.config.train
+        return learn.lr * min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+
+    def _update(
+        self, rows: Sequence[tuple[TokenRow, float]], normaliser: float, rollouts: int, lr: float
+    ) -> Learned:
+        learn, model = self.config.train, self.parts.policy.model
+        device, adam = next(model.parameters()).device, self._adam("train")
+        sums = {"loss": 0.0, "gap": 0.0, "clipped": 0.0, "tokens": 0.0}
+        gap_max = 0.0
+        model.train()
+        for part in batches([len(row.ids) for row, _ in rows], learn.token_budget):
+            batch = pad([rows[index][0] for index in part]).to(device)
+            gains = torch.tensor([rows[index][1] for index in part], device=device)
+            new = model_logprobs(model, batch, self.config.rollout.temperature)
+            loss = policy_loss(
+                new,
+                batch.logprobs,
+                batch.sampled,
+                gains,
+                normaliser=normaliser,
+                clip_low=learn.clip_low,
+                clip_high=learn.clip_high,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            figures = ratio_figures(
+                new, batch.logprobs, batch.sampled, gains, learn.clip_low, learn.clip_high
+            )
+            sums["loss"] += float(loss.detach())
+            sums["gap"] += float((new.detach() - batch.logprobs)[batch.sampled].abs().sum())
+            sums["tokens"] += figures["tokens"]
+            sums["clipped"] += figures["clipped"]
+            gap_max = max(gap_max, figures["gap_max"])
+        norm = adam.step(lr)
+        tokens = max(1.0, sums["tokens"])
+        return Learned(
+            sums["loss"],
+            norm,
+            rollouts,
+            int(sums["tokens"]),
+            sums["gap"] / tokens,
+            gap_max,
+            sums["clipped"] / tokens,
+        )
+
+    def _updating(self) -> Any:
+        engine = self.parts.engine
+        return engine.updating() if isinstance(engine, TorchEngine) else nullcontext()
+
+    # Evaluation.
+
+    async def _evaluate(self, phase: str, step: int) -> None:
+        """Every held-out source, in each mode and at each temperature, played once."""
+        self.parts.policy.model.eval()
+        for name, source in self.parts.evaluate.items():
+            tasks = source.all(source.source.limit)
+            for mode in self.config.evaluate.modes:
+                for temperature in self.config.evaluate.temperatures:
+                    result = await self.evaluate_on(tasks, cast(Mode, mode), temperature)
+                    self.directory.add_evaluation(phase, step, name, result)
+
+    async def evaluate_on(self, tasks: Sequence[Task], mode: Mode, temperature: float) -> Evaluated:
+        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature)
+        make = self.parts.make_model(self.config.name)
+        episodes = await asyncio.gather(
+            *(
+                self.parts.player.one(
+                    task,
+                    make(self.config.evaluate.seed * 1_000_000 + index),
+                    rules,
+                    group="held-out",
+                )
+                for index, task in enumerate(tasks)
+            )
+        )
+        return evaluated_of(mode, temperature, episodes)
+
+
+def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:
+    lost = [each for each in episodes if not each.rows]
+    if lost:
+        note(f"{len(lost)} warm start rollouts were lost ({lost[0].missing})")
+    return [row for each in episodes for row in each.rows]
+
+
+def _text_row(text: Text, tokenizer: Any) -> TokenRow:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for piece, learn in text:
+        some = tokenizer.encode(piece, add_special_tokens=False)
+        ids += some
+        learned += [learn] * len(some)
+    return TokenRow(tuple(ids), tuple(learned), (0.0,) * len(ids))
+
+
+def _staged(
+    rows: Mapping[str, Sequence[TokenRow]], warm: WarmStart, seed: int
+) -> list[list[int]] | None:
+    if not warm.stages:
+        return None
+    kinds = [kind for kind, each in rows.items() for _ in each]
+    for stage in warm.stages:
+        lacking = [kind for kind in KINDS if getattr(stage, kind) and kind not in kinds]
+        if lacking:
+            raise ConfigError(f"warmstart.stages: there are no rows of {lacking[0]!r}")
+    shares = [(each.steps, {kind: getattr(each, kind) for kind in KINDS}) for each in warm.stages]
+    return plan_stages(kinds, shares, warm.rows_a_step, seed)
+
+
+def _warm_figures(made: SftStep) -> Mapping[str, float]:
+    return {
+        "of": made.of,
+        "loss": made.loss,
+        "tokens": made.tokens,
+        "lr": made.lr,
+        "norm": made.norm,
+    }
+
+
+def _learned_figures(learned: Learned) -> Mapping[str, float]:
+    return {
+        "loss": learned.loss,
+        "norm": learned.norm,
+        "learned_rollouts": learned.rollouts,
+        "learned_tokens": learned.tokens,
+        "gap_mean": learned.gap_mean,
+        "gap_max": learned.gap_max,
+        "clipped": learned.clipped,
+    }
