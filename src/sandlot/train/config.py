@@ -330,7 +330,7 @@ def _read(cls: Any, table: Any, where: str, at: str) -> Any:
     known = {each.name: each for each in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
-            raise unknown_name(f"{where}: key", f"{at}.{key}" if at else key, known)
+            raise unknown_name(f"{where}: {at} key" if at else f"{where}: key", key, known)
     values = {}
     for name, each in known.items():
         here = f"{at}.{name}" if at else name
