@@ -23,7 +23,7 @@ _NOTHING = ("ls", "pwd", "ls input", "ls output")
 
 
 def wasteful(task: Task, rng: Random) -> tuple[str, ...]:
-    """Looks until the line was seen, then often further ones; a look at the answer before the end."""
+    """Looks until the line was seen, often more, then the answer and perhaps a look at it."""
     commands: list[str] = []
     seen = False
     while len(commands) < TURNS:
