@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError
+from sandlot.core.errors import ConfigError, MissingExtra
 from sandlot.core.tokens import TokenRow
 from sandlot.core.types import Message, Task
 from sandlot.train import checkpoint
@@ -247,7 +248,8 @@ class Driver:
             if last or (evaluate.every and (number + 1) % evaluate.every == 0):
                 await self._evaluate("train", number + 1)
 
-    async def _rollouts(self, number: int) -> list[Episode]:
+    async def _rollouts(self, number: int, places: range | None = None) -> list[Episode]:
+        """The rollouts of a step, or of the tasks at some places of it."""
         rollout = self.config.rollout
         tasks = self.parts.train.step(number, rollout.tasks_a_step)
         rules = rules_of(self.config, self.parts)
@@ -264,6 +266,7 @@ class Driver:
                     seed=seed + place,
                 )
                 for place, task in enumerate(tasks)
+                if places is None or place in places
             )
         )
         return [episode for group in groups for episode in group]
@@ -358,7 +361,7 @@ class Driver:
                     self.directory.add_evaluation(phase, step, name, result)
 
     async def evaluate_on(self, tasks: Sequence[Task], mode: Mode, temperature: float) -> Evaluated:
-        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature)
+        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature, held_out=True)
         make = self.parts.make_model(self.config.name)
         episodes = await asyncio.gather(
             *(
@@ -372,6 +375,21 @@ class Driver:
             )
         )
         return evaluated_of(mode, temperature, episodes)
+
+
+def driver_of(config: TrainConfig, parts: Parts, directory: TrainDirectory, note: Note) -> Driver:
+    """The driver of the trainer that a configuration names.
+
+    Raises:
+        MissingExtra: TRL is named and not installed.
+    """
+    if config.train.trainer == "in-process":
+        return Driver(config, parts, directory, note)
+    if find_spec("trl") is None:
+        raise MissingExtra("the trainer 'trl'", "train")
+    from sandlot.train.trl_driver import TrlDriver
+
+    return TrlDriver(config, parts, directory, note)
 
 
 def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:
