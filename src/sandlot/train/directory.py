@@ -3,6 +3,7 @@
 config.toml manifest.json    what was asked, and what it was made with
 steps.jsonl                  a line of figures for each step (phase, step, figures)
 evaluations.jsonl            a line for each held-out evaluation
+measured.jsonl               the same for evaluations that were asked for afterwards
 records/step-000001.jsonl    the training records of a step's rollouts
 trajectories/step-000001.1.jsonl   rollouts to look at, of a few tasks of each step; the same
                              events as in the trajectory.jsonl of a run
@@ -11,11 +12,13 @@ checkpoints/step-…           to go on from
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -114,6 +117,24 @@ class TrainDirectory:
             self._write_manifest({**manifest, **_asked(config), "changes": changes})
             self._write("config.toml", to_toml(to_json(config)))
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains here meanwhile.
+
+        Raises:
+            RecordError: somebody does.
+        """
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise RecordError(f"{self.path}: another process is at work on this run") from error
+        try:
+            yield
+        finally:
+            os.close(lock)
+
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         self._write("manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
 
@@ -139,6 +160,14 @@ class TrainDirectory:
         self._append("evaluations.jsonl", line)
         if self.told is not None:
             self.told("evaluation", step, line)
+
+    def add_measured(
+        self, checkpoint: str, step: int, name: str, result: Evaluated
+    ) -> dict[str, Any]:
+        """An evaluation that was asked for afterwards."""
+        line = {"checkpoint": checkpoint, "step": step, "set": name, **to_json(result)}
+        self._append("measured.jsonl", line)
+        return line
 
     def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
         folder = self.path / "records"
@@ -173,8 +202,12 @@ class TrainDirectory:
     def evaluations(self) -> Iterator[dict[str, Any]]:
         yield from self._lines("evaluations.jsonl")
 
-    def has_evaluation(self, phase: str, step: int) -> bool:
-        return any(line["phase"] == phase and line["step"] == step for line in self.evaluations())
+    def has_evaluation(
+        self, phase: str, step: int, name: str, mode: str, temperature: float
+    ) -> bool:
+        wanted = (phase, step, name, mode, temperature)
+        keys = ("phase", "step", "set", "mode", "temperature")
+        return any(tuple(line[key] for key in keys) == wanted for line in self.evaluations())
 
     def cut_after(self, phase: str, step: int) -> None:
         """Forget figures of steps that a checkpoint does not hold: they are made again."""
@@ -237,7 +270,7 @@ def _as_of_now(stored: Mapping[str, Any]) -> Any:
 
 
 def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    """The records of a trajectory's events, at times reckoned back from now by how long each took."""
+    """Records of a trajectory's events, at times reckoned back from now by what each took."""
     at = time.time() - (trajectory.duration_s or 0.0)
     for event in unfold(trajectory):
         if isinstance(event, ReplyReceived):

@@ -19,15 +19,16 @@ from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError, MissingExtra
+from sandlot.core.errors import ConfigError, MissingExtra, ModelError, SandboxError
 from sandlot.core.tokens import TokenRow
-from sandlot.core.types import Message, Task
+from sandlot.core.types import Message, StopReason, Task
+from sandlot.scoring.base import Scorer
 from sandlot.train import checkpoint
 from sandlot.train.assemble import Parts, rules_of
 from sandlot.train.base import Episode, Note
 from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
-from sandlot.train.curves import Evaluated, evaluated_of, step_figures
+from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.engine_torch import TorchEngine
 from sandlot.train.lessons import Text, lessons_of
@@ -45,6 +46,9 @@ from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune, pla
 from sandlot.train.weights import MasterAdamW, load_values, trainable
 
 Mode = Literal["sandbox", "llm"]
+
+LOST_STEPS = 3
+"""Steps in a row without any reward that end a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,14 @@ class Driver:
     note: Note
     clock: Any = time.time
     _optimiser: MasterAdamW | None = field(default=None, init=False)
+    _lost_steps: int = field(default=0, init=False)
 
     async def run(self) -> None:
         """Everything that is left to do.
 
         Raises:
             RecordError: the disk is full; the newest checkpoint is whole.
-            SandboxUnavailable, ConfigError: rollouts cannot be played at all.
+            SandboxError, ModelError: rollouts cannot be played: nothing of a step has a reward.
         """
         self.parts.player.watch = self.directory.keep_trajectory
         phase, step = self._restore()
@@ -85,9 +90,15 @@ class Driver:
                 await self._warm_start(self.config.warmstart, step)
             self._save("train", 0)
             step = 0
-        if step == 0 and not self.directory.has_evaluation("train", 0):
-            await self._evaluate("train", 0)
+        if self._due(step):  # what an interrupted run had evaluated already is left out
+            await self._evaluate("train", step)
         await self._reinforce(step)
+
+    def _due(self, step: int) -> bool:
+        """Whether the held-out tasks are played after this many steps."""
+        every = self.config.evaluate.every
+        whole = step in (0, self.config.train.steps)
+        return whole or bool(every and step % every == 0)
 
     def _restore(self) -> tuple[str, int]:
         found = checkpoint.newest(self.directory.checkpoints)
@@ -148,10 +159,12 @@ class Driver:
         )
         every = self.config.train.checkpoint_every * 5
         while True:
+            began = time.monotonic()
             made = await asyncio.to_thread(self._next, steps)
             if made is None:
                 break
-            self.directory.add_step("warmstart", made.number, _warm_figures(made))
+            figures = {**_warm_figures(made), "update_s": time.monotonic() - began}
+            self.directory.add_step("warmstart", made.number, figures)
             if made.number % every == 0 and made.number < made.of:
                 await asyncio.to_thread(self._save, "warmstart", made.number)
         self._optimiser = None
@@ -227,10 +240,11 @@ class Driver:
     # The reinforcement learning.
 
     async def _reinforce(self, start: int) -> None:
-        learn, evaluate = self.config.train, self.config.evaluate
+        learn = self.config.train
         for number in range(start, learn.steps):
             began = time.monotonic()
             episodes = await self._rollouts(number)
+            self._check_played(episodes, number)
             played = time.monotonic()
             advantages = self._advantages(episodes, number)
             learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
@@ -245,8 +259,22 @@ class Driver:
             last = number + 1 == learn.steps
             if last or (number + 1) % learn.checkpoint_every == 0:
                 await asyncio.to_thread(self._save, "train", number + 1)
-            if last or (evaluate.every and (number + 1) % evaluate.every == 0):
+            if self._due(number + 1):
                 await self._evaluate("train", number + 1)
+
+    def _check_played(self, episodes: Sequence[Episode], number: int) -> None:
+        """A step may be lost, to a machine under load; not the first one, nor several in a row."""
+        if any(each.reward is not None for each in episodes):
+            self._lost_steps = 0
+            return
+        self._lost_steps += 1
+        why = ", ".join(f"{count} x {kind}" for kind, count in missing_of(episodes).items())
+        said = f"no rollout of step {number + 1} has a reward: {why} (first: {episodes[0].missing})"
+        if self._lost_steps < LOST_STEPS and number:
+            self.note(said)
+            return
+        ours = episodes[0].stop_reason == StopReason.MODEL_ERROR.value
+        raise ModelError(said) if ours else SandboxError(said)
 
     async def _rollouts(self, number: int, places: range | None = None) -> list[Episode]:
         """The rollouts of a step, or of the tasks at some places of it."""
@@ -357,15 +385,22 @@ class Driver:
             tasks = source.all(source.source.limit)
             for mode in self.config.evaluate.modes:
                 for temperature in self.config.evaluate.temperatures:
-                    result = await self.evaluate_on(tasks, cast(Mode, mode), temperature)
+                    if self.directory.has_evaluation(phase, step, name, mode, temperature):
+                        continue
+                    result = await self.evaluate_on(
+                        tasks, cast(Mode, mode), temperature, self.parts.scorers[name]
+                    )
                     self.directory.add_evaluation(phase, step, name, result)
 
-    async def evaluate_on(self, tasks: Sequence[Task], mode: Mode, temperature: float) -> Evaluated:
+    async def evaluate_on(
+        self, tasks: Sequence[Task], mode: Mode, temperature: float, scorer: Scorer
+    ) -> Evaluated:
+        player = replace(self.parts.player, scorer=scorer)
         rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature, held_out=True)
         make = self.parts.make_model(self.config.name)
         episodes = await asyncio.gather(
             *(
-                self.parts.player.one(
+                player.one(
                     task,
                     make(self.config.evaluate.seed * 1_000_000 + index),
                     rules,

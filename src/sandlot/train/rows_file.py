@@ -38,19 +38,28 @@ def read_rollouts(path: Path, chat: TemplateFormat) -> Iterator[Episode]:
 
 
 def _episode(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> Episode:
+    if "messages" not in line and "segments" not in line:
+        raise InputError(
+            f"{where}: no rollout to learn from: neither messages nor segments are there "
+            f"(found: {', '.join(line) or 'nothing'})"
+        )
     try:
-        if "messages" in line:
-            return _conversation(line, chat, where)
         if "segments" in line:
-            return recorded_of(line).episode
+            return _with_logprobs(recorded_of(line).episode)
+        return _conversation(line, chat, where)
     except RecordError as error:
         raise InputError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: damaged: {type(error).__name__}: {error}") from error
-    raise InputError(
-        f"{where}: no rollout to learn from: neither messages nor segments are there "
-        f"(found: {', '.join(line) or 'nothing'})"
+
+
+def _with_logprobs(episode: Episode) -> Episode:
+    """Rows that were recorded without log probabilities get some: fine-tuning reads none."""
+    rows = (
+        row if row.logprobs is not None else replace(row, logprobs=(0.0,) * len(row.ids))
+        for row in episode.rows
     )
+    return replace(episode, rows=tuple(rows))
 
 
 def _conversation(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> Episode:

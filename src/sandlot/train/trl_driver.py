@@ -126,6 +126,7 @@ class TrlDriver(Driver):
     # What it tells, on the first process.
 
     def _keep(self, episodes: Sequence[Episode], advantages: Advantages) -> None:
+        self._check_played(episodes, self._number())
         self._figures |= step_figures(episodes, advantages)
         useful = sum(bool(each) for each in advantages.values)
         self._figures["learned_rollouts"] = float(useful)
@@ -137,11 +138,9 @@ class TrlDriver(Driver):
         self.directory.add_step("train", self._number(), figures)
 
     def evaluate_if_due(self) -> None:
-        step, every = self._number(), self.config.evaluate.every
-        due = step == self.config.train.steps or (every and step % every == 0)
-        lines = self.directory.evaluations()
-        done = any(line["phase"] == "train" and line["step"] == step for line in lines)
-        if step and due and not done:
+        """What was evaluated before a run was interrupted is left out."""
+        step = self._number()
+        if step and self._due(step):
             assert self._loop is not None
             coming = self._evaluate("train", step)
             asyncio.run_coroutine_threadsafe(coming, self._loop).result()
