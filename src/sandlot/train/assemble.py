@@ -178,6 +178,8 @@ def _engine(config: TrainConfig, policy: Policy) -> TokenEngine:
         str(wanted.url),
         model=wanted.model or config.model.source,
         context_tokens=wanted.context_tokens,
+        api_key=os.environ.get(wanted.key) if wanted.key else None,
+        processed_logprobs=wanted.processed_logprobs,
     )
 
 

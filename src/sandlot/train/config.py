@@ -105,11 +105,17 @@ class SandboxConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout."""
+    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout.
+
+    `key` names the variable that holds a server's key. `processed_logprobs` says that vLLM was
+    started with `--logprobs-mode processed_logprobs`, which draws below all tokens need.
+    """
 
     kind: Literal["torch", "vllm", "sglang"] = "torch"
     url: str | None = None
     model: str | None = None
+    key: str | None = None
+    processed_logprobs: bool = False
     slots: int = 32
     context_tokens: int = 2048
     threads: int | None = None

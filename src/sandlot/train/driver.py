@@ -8,6 +8,7 @@ One process, one device. For several, `trl_trainer` hands the same rollouts to T
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -30,7 +31,9 @@ from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
 from sandlot.train.directory import TrainDirectory
+from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
+from sandlot.train.export import write_hf
 from sandlot.train.lessons import Text, lessons_of
 from sandlot.train.objective import (
     Advantages,
@@ -90,6 +93,7 @@ class Driver:
                 await self._warm_start(self.config.warmstart, step)
             self._save("train", 0)
             step = 0
+        await self._publish(step)
         if self._due(step):  # what an interrupted run had evaluated already is left out
             await self._evaluate("train", step)
         await self._reinforce(step)
@@ -248,6 +252,8 @@ class Driver:
             played = time.monotonic()
             advantages = self._advantages(episodes, number)
             learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
+            if learned is not None:
+                await self._publish(number + 1)
             figures = step_figures(episodes, advantages)
             figures |= {
                 "rollout_s": played - began,
@@ -371,6 +377,19 @@ class Driver:
             gap_max,
             sums["clipped"] / tokens,
         )
+
+    async def _publish(self, step: int) -> None:
+        """Let a server that draws for us load the weights as they are; it must see the folder."""
+        engine, policy = self.parts.engine, self.parts.policy
+        if not isinstance(engine, ServerEngine):
+            return
+        folder = self.directory.path / "published" / f"step-{step:06d}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # of an earlier attempt
+        await asyncio.to_thread(write_hf, policy.model, policy.tokenizer, folder)
+        await engine.update_weights(folder)
+        for old in folder.parent.glob("step-*"):
+            if old != folder:
+                await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
 
     def _updating(self) -> Any:
         engine = self.parts.engine

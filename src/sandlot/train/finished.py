@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sandlot.agent.prompts import load_profile
 from sandlot.core.errors import ConfigError, InputError, unknown_name
-from sandlot.models.adapters import Manifest, Pin
+from sandlot.models.adapters import ADAPTER_FILE, Manifest, Pin
 from sandlot.models.local import bundled_weights
 from sandlot.train import checkpoint, export
 from sandlot.train.assemble import Policy, assemble, build_policy, text_of
@@ -122,7 +122,7 @@ def write(
     if form == "adapter":
         assert below is not None
         _write_adapter(directory, config, policy, below, out, kind, max_bytes, label)
-        return out / export.ADAPTER_FILE
+        return out / ADAPTER_FILE
     model = export.merged(policy.model) if config.model.lora is not None else policy.model
     if below is None:
         if config.model.template is not None:

@@ -66,7 +66,7 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags: as Qwen models know."""
+"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags, as of Qwen models."""
 
 
 def make_random(
