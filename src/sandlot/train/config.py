@@ -203,12 +203,32 @@ class LearnConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrlConfig:
+    """What TRL's trainer needs beside `train`; see `trl_trainer.TrlSettings` for each of them.
+
+    `extra` goes to TRL's configuration as it is (`bf16`, `fsdp`, `deepspeed`, ...).
+    """
+
+    rows: int = 1
+    updates: int = 1
+    processes: int = 1
+    old_logprobs: Literal["drawn", "trainer"] = "trainer"
+    several_rows: Literal["largest", "refuse"] = "largest"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Held-out evaluation every `every` steps (and before and after) in each of `modes`."""
+    """Held-out evaluation every `every` steps (and before and after) in each of `modes`.
+
+    `top_p` and `top_k` are those of the training rollouts unless they are given.
+    """
 
     every: int = 10
     modes: tuple[str, ...] = ("sandbox",)
     temperatures: tuple[float, ...] = (1.0,)
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 77
 
 
@@ -225,6 +245,7 @@ class TrainConfig:
     warmstart: WarmStart | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: LearnConfig = field(default_factory=LearnConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -330,7 +351,7 @@ def _read(cls: Any, table: Any, where: str, at: str) -> Any:
     known = {each.name: each for each in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
-            raise unknown_name(f"{where}: key", f"{at}.{key}" if at else key, known)
+            raise unknown_name(f"{where}: {at} key" if at else f"{where}: key", key, known)
     values = {}
     for name, each in known.items():
         here = f"{at}.{name}" if at else name
@@ -441,6 +462,18 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         ),
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
+        (
+            train.trainer == "trl" and train.keep is not None,
+            "train.keep: TRL learns from every rollout; leave it out, or train in-process",
+        ),
+        (
+            train.trainer == "trl" and rollout.reward == "coin",
+            "rollout.reward 'coin' is for the in-process trainer",
+        ),
+        (
+            train.trainer == "trl" and engine.kind == "sglang",
+            "engine.kind 'sglang': TRL sends its weights to vLLM only",
+        ),
         (
             warm is not None and not any(getattr(warm, kind) for kind in KINDS),
             "warmstart learns from nothing: give clerks, drills, texts, answers or rows",

@@ -18,7 +18,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from sandlot.core.jsonl import JsonlWriter, read_jsonl
 from sandlot.core.store import slugify, to_toml
 from sandlot.core.types import Trajectory
 from sandlot.train.base import Episode
-from sandlot.train.config import TrainConfig, differences, digest
+from sandlot.train.config import TrainConfig, changed_config, differences, digest
 from sandlot.train.curves import Evaluated
 from sandlot.train.records import write_records
 
@@ -91,7 +91,7 @@ class TrainDirectory:
         if manifest.get("version") != VERSION:
             raise InputError(f"{path}: written by another version ({manifest.get('version')!r})")
         if config is not None and not force:
-            odd = differences(manifest["config"], to_json(config))
+            odd = differences(_as_of_now(manifest["config"]), to_json(config))
             if odd:
                 raise ConfigError(
                     f"{path} was begun with another configuration: {'; '.join(odd[:5])}. Go on "
@@ -110,7 +110,7 @@ class TrainDirectory:
     def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None:
         """Go on with another configuration; the manifest keeps what was changed, and by what."""
         manifest = self.manifest()
-        odd = differences(manifest["config"], to_json(config))
+        odd = differences(_as_of_now(manifest["config"]), to_json(config))
         if odd:
             change = {"values": odd, **made_with}
             changes = [*manifest.get("changes", ()), change]
@@ -247,7 +247,8 @@ class TrainDirectory:
                 os.fsync(out.fileno())
             draft.replace(file)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise RecordError(f"{file}: cannot be written: {error.strerror}") from error
 
 
@@ -259,6 +260,14 @@ def _kind(episode: Episode) -> str:
     """`step-000001` for a rollout of training, whose group begins with its step, else its group."""
     step = episode.group.partition(".")[0]
     return f"step-{int(step):06d}" if step.isdigit() else slugify(episode.group)
+
+
+def _as_of_now(stored: Mapping[str, Any]) -> Any:
+    """A stored configuration with the defaults of keys that came after it was stored."""
+    try:
+        return to_json(changed_config(stored, {}, "manifest.json"))
+    except ConfigError:
+        return stored
 
 
 def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError, ModelError, SandboxError
+from sandlot.core.errors import ConfigError, MissingExtra, ModelError, SandboxError
 from sandlot.core.tokens import TokenRow
 from sandlot.core.types import Message, StopReason, Task
 from sandlot.scoring.base import Scorer
@@ -281,7 +282,8 @@ class Driver:
         ours = episodes[0].stop_reason == StopReason.MODEL_ERROR.value
         raise ModelError(said) if ours else SandboxError(said)
 
-    async def _rollouts(self, number: int) -> list[Episode]:
+    async def _rollouts(self, number: int, places: range | None = None) -> list[Episode]:
+        """The rollouts of a step, or of the tasks at some places of it."""
         rollout = self.config.rollout
         tasks = self.parts.train.step(number, rollout.tasks_a_step)
         rules = rules_of(self.config, self.parts)
@@ -298,6 +300,7 @@ class Driver:
                     seed=seed + place,
                 )
                 for place, task in enumerate(tasks)
+                if places is None or place in places
             )
         )
         return [episode for group in groups for episode in group]
@@ -412,7 +415,7 @@ class Driver:
         self, tasks: Sequence[Task], mode: Mode, temperature: float, scorer: Scorer
     ) -> Evaluated:
         player = replace(self.parts.player, scorer=scorer)
-        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature)
+        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature, held_out=True)
         make = self.parts.make_model(self.config.name)
         episodes = await asyncio.gather(
             *(
@@ -426,6 +429,21 @@ class Driver:
             )
         )
         return evaluated_of(mode, temperature, episodes)
+
+
+def driver_of(config: TrainConfig, parts: Parts, directory: TrainDirectory, note: Note) -> Driver:
+    """The driver of the trainer that a configuration names.
+
+    Raises:
+        MissingExtra: TRL is named and not installed.
+    """
+    if config.train.trainer == "in-process":
+        return Driver(config, parts, directory, note)
+    if find_spec("trl") is None:
+        raise MissingExtra("the trainer 'trl'", "train")
+    from sandlot.train.trl_driver import TrlDriver
+
+    return TrlDriver(config, parts, directory, note)
 
 
 def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:

@@ -120,8 +120,10 @@ def _learned(figures: Mapping[str, float]) -> Iterator[str]:
 
 def evaluation_table(evaluations: Sequence[Mapping[str, Any]], title: str = "Held out") -> Table:
     """The lines of `evaluations.jsonl` as a table, each mean with its 95 % interval."""
-    columns = ("set", "mode", "T", "after", "reward (95 %)", "turns", "tokens", "submitted")
-    columns = (*columns, "scored")
+    columns = (
+        *("set", "mode", "T", "after", "reward (95 %)"),
+        *("turns", "tokens", "submitted", "scored"),
+    )
     return Table(title, columns, tuple(map(_evaluation_row, evaluations)), 2)
 
 
