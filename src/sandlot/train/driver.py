@@ -334,7 +334,8 @@ class Driver:
 
     def _rate(self, number: int) -> float:
         learn = self.config.train
-        return learn.lr * min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        rising = min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        return learn.lr * rising * (1 - (1 - learn.lr_end) * number / learn.steps)
 
     def _update(
         self, rows: Sequence[tuple[TokenRow, float]], normaliser: float, rollouts: int, lr: float
