@@ -3,6 +3,7 @@
 config.toml manifest.json    what was asked, and what it was made with
 steps.jsonl                  a line of figures for each step (phase, step, figures)
 evaluations.jsonl            a line for each held-out evaluation
+measured.jsonl               the same for evaluations that were asked for afterwards
 records/step-000001.jsonl    the training records of a step's rollouts
 trajectories/step-000001.1.jsonl   rollouts to look at, of a few tasks of each step; the same
                              events as in the trajectory.jsonl of a run
@@ -11,11 +12,13 @@ checkpoints/step-…           to go on from
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +31,7 @@ from sandlot.core.jsonl import JsonlWriter, read_jsonl
 from sandlot.core.store import slugify, to_toml
 from sandlot.core.types import Trajectory
 from sandlot.train.base import Episode
-from sandlot.train.config import TrainConfig, differences, digest
+from sandlot.train.config import TrainConfig, changed_config, differences, digest
 from sandlot.train.curves import Evaluated
 from sandlot.train.records import write_records
 
@@ -88,7 +91,7 @@ class TrainDirectory:
         if manifest.get("version") != VERSION:
             raise InputError(f"{path}: written by another version ({manifest.get('version')!r})")
         if config is not None and not force:
-            odd = differences(manifest["config"], to_json(config))
+            odd = differences(_as_of_now(manifest["config"]), to_json(config))
             if odd:
                 raise ConfigError(
                     f"{path} was begun with another configuration: {'; '.join(odd[:5])}. Go on "
@@ -107,12 +110,30 @@ class TrainDirectory:
     def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None:
         """Go on with another configuration; the manifest keeps what was changed, and by what."""
         manifest = self.manifest()
-        odd = differences(manifest["config"], to_json(config))
+        odd = differences(_as_of_now(manifest["config"]), to_json(config))
         if odd:
             change = {"values": odd, **made_with}
             changes = [*manifest.get("changes", ()), change]
             self._write_manifest({**manifest, **_asked(config), "changes": changes})
             self._write("config.toml", to_toml(to_json(config)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains here meanwhile.
+
+        Raises:
+            RecordError: somebody does.
+        """
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise RecordError(f"{self.path}: another process is at work on this run") from error
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         self._write("manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
@@ -140,12 +161,21 @@ class TrainDirectory:
         if self.told is not None:
             self.told("evaluation", step, line)
 
-    def add_records(self, step: int, episodes: Sequence[Episode], model: str = "") -> None:
+    def add_measured(
+        self, checkpoint: str, step: int, name: str, result: Evaluated
+    ) -> dict[str, Any]:
+        """An evaluation that was asked for afterwards."""
+        line = {"checkpoint": checkpoint, "step": step, "set": name, **to_json(result)}
+        self._append("measured.jsonl", line)
+        return line
+
+    def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        write_records(file, episodes, step=step, model=model)
+        name = str(self.manifest()["config"]["name"])
+        write_records(file, episodes, step=step, model=name)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""
@@ -172,8 +202,12 @@ class TrainDirectory:
     def evaluations(self) -> Iterator[dict[str, Any]]:
         yield from self._lines("evaluations.jsonl")
 
-    def has_evaluation(self, phase: str, step: int) -> bool:
-        return any(line["phase"] == phase and line["step"] == step for line in self.evaluations())
+    def has_evaluation(
+        self, phase: str, step: int, name: str, mode: str, temperature: float
+    ) -> bool:
+        wanted = (phase, step, name, mode, temperature)
+        keys = ("phase", "step", "set", "mode", "temperature")
+        return any(tuple(line[key] for key in keys) == wanted for line in self.evaluations())
 
     def cut_after(self, phase: str, step: int) -> None:
         """Forget figures of steps that a checkpoint does not hold: they are made again."""
@@ -213,7 +247,8 @@ class TrainDirectory:
                 os.fsync(out.fileno())
             draft.replace(file)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise RecordError(f"{file}: cannot be written: {error.strerror}") from error
 
 
@@ -227,8 +262,16 @@ def _kind(episode: Episode) -> str:
     return f"step-{int(step):06d}" if step.isdigit() else slugify(episode.group)
 
 
+def _as_of_now(stored: Mapping[str, Any]) -> Any:
+    """A stored configuration with the defaults of keys that came after it was stored."""
+    try:
+        return to_json(changed_config(stored, {}, "manifest.json"))
+    except ConfigError:
+        return stored
+
+
 def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    """The records of a trajectory's events, at times reckoned back from now by how long each took."""
+    """Records of a trajectory's events, at times reckoned back from now by what each took."""
     at = time.time() - (trajectory.duration_s or 0.0)
     for event in unfold(trajectory):
         if isinstance(event, ReplyReceived):

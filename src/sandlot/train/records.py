@@ -108,7 +108,7 @@ def read_records(path: Path) -> Iterator[Recorded]:
     """
     for number, line in stream_jsonl(path):
         try:
-            yield _recorded(line)
+            yield recorded_of(line)
         except RecordError as error:
             raise RecordError(f"{path.name}:{number}: {error}") from error
 
@@ -134,7 +134,8 @@ def split(row: TokenRow) -> Split:
 # Reading, field by field.
 
 
-def _recorded(line: Mapping[str, Any]) -> Recorded:
+def recorded_of(line: Mapping[str, Any]) -> Recorded:
+    """What a line of the file says. Raises RecordError, naming the field."""
     group = _field(line, "group", str)
     episode = Episode(
         group,

@@ -1,8 +1,8 @@
 """Files of rollouts to learn from: training records, and conversations that were exported.
 
-A line is one rollout, in any of three forms: a training record of a training run (`records.py`),
-token records (`sandlot export --format training`), or chat messages with the tools that were
-offered (`sandlot export --format messages`, and what most programs call OpenAI messages).
+A line is one rollout: a training record, of a training run or of `sandlot export --format training`
+(`records.py`), or chat messages with the tools that were offered (`sandlot export --format
+messages`, and what most programs call OpenAI messages).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sandlot.core.codec import from_json
 from sandlot.core.errors import InputError, RecordError
-from sandlot.core.jsonl import read_jsonl
+from sandlot.core.jsonl import stream_jsonl
 from sandlot.core.tokens import TokenRow, joined
 from sandlot.core.types import Message, Role, TextPart, TokenRecord
 from sandlot.models.base import ToolSpec
 from sandlot.models.openai_wire import CallIds, read_message
 from sandlot.train.base import SAMPLED_IDS, Episode
 from sandlot.train.chat import TemplateFormat
+from sandlot.train.records import recorded_of
 
 
 def read_rollouts(path: Path, chat: TemplateFormat) -> Iterator[Episode]:
@@ -31,37 +31,35 @@ def read_rollouts(path: Path, chat: TemplateFormat) -> Iterator[Episode]:
         ConfigError: the model's template cannot write such a conversation.
     """
     try:
-        for number, line in enumerate(read_jsonl(path), 1):
+        for number, line in stream_jsonl(path):
             yield _episode(line, chat, f"{path.name}:{number}")
     except RecordError as error:
         raise InputError(str(error)) from error
 
 
 def _episode(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> Episode:
+    if "messages" not in line and "segments" not in line:
+        raise InputError(
+            f"{where}: no rollout to learn from: neither messages nor segments are there "
+            f"(found: {', '.join(line) or 'nothing'})"
+        )
     try:
-        if "messages" in line:
-            return _conversation(line, chat, where)
         if "segments" in line:
-            return _segments(line, where)
-        if "rows" in line:
-            return from_json(Episode, line)
+            return _with_logprobs(recorded_of(line).episode)
+        return _conversation(line, chat, where)
+    except RecordError as error:
+        raise InputError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: damaged: {type(error).__name__}: {error}") from error
-    raise InputError(
-        f"{where}: no rollout to learn from: neither messages, segments nor rows are there "
-        f"(found: {', '.join(line) or 'nothing'})"
+
+
+def _with_logprobs(episode: Episode) -> Episode:
+    """Rows that were recorded without log probabilities get some: fine-tuning reads none."""
+    rows = (
+        row if row.logprobs is not None else replace(row, logprobs=(0.0,) * len(row.ids))
+        for row in episode.rows
     )
-
-
-def _segments(line: Mapping[str, Any], where: str) -> Episode:
-    rows = []
-    for each in line["segments"]:
-        ids, mask = tuple(each["token_ids"]), tuple(map(bool, each["loss_mask"]))
-        logprobs = each.get("logprobs") or (0.0,) * len(ids)
-        if not len(ids) == len(mask) == len(logprobs):
-            raise InputError(f"{where}: token ids, mask and log probabilities differ in length")
-        rows.append(TokenRow(ids, mask, tuple(logprobs)))
-    return Episode(str(line["group"]), str(line["id"]), tuple(rows), line.get("reward"))
+    return replace(episode, rows=tuple(rows))
 
 
 def _conversation(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> Episode:
