@@ -58,7 +58,7 @@ def rows(work: Path, n: int, density: int, install: bool, soak_s: float) -> dict
         "scoring": lambda: experiment_rows.scoring(work, 10_000 if install else 500),
         "long-context": lambda: long_context_rows.long_context(place, work, min(n, 3)),
         "resume": lambda: resume_rows.resume(work, 50 if install else 3),
-        "report": lambda: report_rows.report(work),
+        "report": lambda: report_rows.report(work, 10_000 if install else 500),
     }
     if install:
         found["soak"] = lambda: wall_rows.soak_row(work, soak_s)

@@ -15,6 +15,8 @@ from sandlot.core.errors import ConfigError, InputError
 from sandlot.core.events import Event, RolloutStopped
 from sandlot.core.store import RunDirectory
 from sandlot.core.types import EgressRecord, StopReason, Task, Trajectory
+from sandlot.models.adapters import Pin, file_digest
+from taught import taught_files, taught_spec
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +134,48 @@ def test_each_refused_host_comes_once_with_the_flag_that_would_allow_it() -> Non
 
 def test_run_and_arun_take_the_same_arguments() -> None:
     assert inspect.signature(sandlot.run).parameters == inspect.signature(sandlot.arun).parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"profile": "general"}, r"profile 'taught' and knows it alone, not 'general'"),
+        ({"prompt_file": "own.toml"}, r"not 'own\.toml'"),
+        ({"tool_calls": "text"}, r"whose tool calls are 'fenced', not 'text'"),
+    ],
+)
+def test_a_taught_model_is_refused_with_other_prompts_before_anything_starts(
+    tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    (tmp_path / "own.toml").write_text("instance_prompt = 'Do {problem_statement}'\n")
+    spec = taught_spec(tmp_path / "t")
+    with pytest.raises(ConfigError, match=said) as caught:
+        sandlot.run("x", spec, **settings)  # type: ignore[arg-type]
+    assert f"-m local:{tmp_path}/t/w.gguf." in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_profile_that_changed_since_the_training_is_refused(tmp_path: Path) -> None:
+    spec = taught_spec(tmp_path / "t", profile=Pin("taught", "0" * 64))
+    with pytest.raises(ConfigError, match=r"as it was \(digest 0{12}…\); it has changed since"):
+        sandlot.run("x", spec, profile="taught")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_taught_model_runs_with_its_own_profile_and_says_so(tmp_path: Path) -> None:
+    """The stand-in's engine cannot load it; all that is before that is the real thing."""
+    spec = taught_spec(tmp_path / "t")
+    result = sandlot.run("x", spec)
+    assert result.stop_reason is StopReason.MODEL_ERROR
+    manifest = RunDirectory.open(result.directory).manifest
+    assert manifest["profile"]["name"] == "taught"
+    assert manifest["adapter"] == file_digest(tmp_path / "t/adapter.gguf").sha256
+    assert manifest["settings"]["tool_calls"] == "fenced"
+
+
+def test_untaught_local_weights_keep_the_compact_profile(tmp_path: Path) -> None:
+    weights, _ = taught_files(tmp_path / "t")
+    result = sandlot.run("x", f"local:{weights}")
+    manifest = RunDirectory.open(result.directory).manifest
+    assert manifest["profile"]["name"] == "compact"
+    assert "adapter" not in manifest

@@ -20,6 +20,8 @@ from sandlot.bench.plan import (
     read_prices,
 )
 from sandlot.core.errors import ConfigError
+from sandlot.models.adapters import file_digest
+from taught import taught_spec
 
 
 def keys(made: BenchPlan) -> dict[str, str]:
@@ -74,6 +76,39 @@ def test_a_tiny_local_model_gets_prompts_that_it_can_hold(tmp_path: Path) -> Non
     made = plan(tmp_path, settings={"model": "local"})
     assert condition(made).profile.name == "benchmark-compact"
     assert condition(made, "llm").profile.name == "benchmark-llm-compact"
+
+
+def test_a_taught_model_gets_the_profile_that_it_was_taught_with_in_every_set(
+    tmp_path: Path,
+) -> None:
+    settings = {"model": taught_spec(tmp_path / "t")}
+    for loaded in (task_set(), task_set(profile="benchmark-files", scorer="files")):
+        made = plan(tmp_path, loaded, settings=settings)
+        boxed, alone = condition(made), condition(made, "llm")
+        assert (boxed.profile.name, boxed.settings.tool_calls) == ("taught", "fenced")
+        assert (alone.profile.name, alone.settings.tool_calls) == ("taught-llm", "auto")
+        assert boxed.budget.max_turns == 8
+    matched = plan(tmp_path, arms="llm-prompt-matched", settings=settings)
+    assert condition(matched, "llm-prompt-matched").profile.name == "benchmark-matched"
+
+
+def test_a_taught_model_in_a_bench_is_refused_with_another_profile(tmp_path: Path) -> None:
+    settings = {"model": taught_spec(tmp_path / "t"), "profile": "benchmark"}
+    with pytest.raises(ConfigError, match="was taught with the profile 'taught'"):
+        conditions_of(plan(tmp_path, settings=settings), {})
+
+
+def test_what_a_model_learnt_is_part_of_what_decides_an_episode(tmp_path: Path) -> None:
+    spec = taught_spec(tmp_path / "t")
+    made = plan(tmp_path, settings={"model": spec})
+    before, first = keys(made), identity_of(made, conditions_of(made, {}))
+    (tmp_path / "t/adapter.gguf").write_bytes(b"GGUF trained for longer")
+    anew = file_digest(tmp_path / "t/adapter.gguf")
+    manifest = tmp_path / "t/manifest.json"
+    manifest.write_text(manifest.read_text().replace(first["adapter"], anew.sha256))
+    assert not set(before.values()) & set(keys(made).values())
+    (line,) = differences(first, identity_of(made, conditions_of(made, {})))
+    assert line.startswith("adapter: was ")
 
 
 def test_limit_and_repeats_make_the_episodes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,17 @@ import pytest
 from sandlot.core.errors import ConfigError, ContextOverflow, ModelError
 from sandlot.core.types import Message, TextPart, ToolCall
 from sandlot.models import local
+from sandlot.models.adapters import Adapter
 from sandlot.models.base import Sampling, ToolSpec
 from sandlot.models.hermes import parse_reply
 from sandlot.models.local import (
     LocalModel,
     call_grammar,
     describe_tools,
+    fenced_grammar,
     text_messages,
 )
+from sandlot.models.text_form import FORMS
 
 BASH = ToolSpec(
     "execute_bash",
@@ -95,6 +99,30 @@ def test_a_type_that_the_grammar_cannot_hold_is_named() -> None:
         call_grammar([odd], reply_tokens=100)
 
 
+def test_the_fenced_grammar_bounds_the_body_by_the_reply() -> None:
+    grammar = fenced_grammar(TOOLS, reply_tokens=64)
+    assert r'root ::= "```bash\n" body "\n```" | "```submit\n```"' in grammar
+    assert "rest{0,103}" in grammar  # 2 characters for each of 64 - 12 tokens
+    assert "str_replace_editor" not in grammar
+
+
+def test_tools_that_no_fenced_block_can_call_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"\(str_replace_editor\).*--tool-calls text"):
+        fenced_grammar([EDITOR], reply_tokens=64)
+
+
+def test_fenced_history_is_what_the_model_wrote_and_saw() -> None:
+    call = ToolCall("1", "execute_bash", '{"command": "ls"}')
+    history = [Message.user("Go."), Message.assistant("", call), Message.tool("1", TextPart("a"))]
+    rendered = text_messages(history, "TOOLS", FORMS["fenced"])
+    assert [message["content"] for message in rendered] == ["TOOLS", "Go.", "```bash\nls\n```", "a"]
+
+
+def test_an_unknown_form_of_tool_calls_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'fenced'"):
+        LocalModel(tmp_path / "any.gguf", tool_calls="fence")  # type: ignore[arg-type]
+
+
 def test_history_keeps_calls_and_results_as_text() -> None:
     call = ToolCall("1", "execute_bash", '{"command": "ls"}')
     history = [
@@ -161,6 +189,41 @@ class TestRealModel:
             assert completion.finish_reason == "tool_calls"
             (call,) = completion.message.tool_calls
             assert set(json.loads(call.arguments)) <= allowed[call.name]
+
+    @pytest.fixture
+    async def fenced_model(self) -> AsyncIterator[LocalModel]:
+        model = LocalModel(context_tokens=512, tool_calls="fenced")
+        yield model
+        await model.close()
+
+    async def test_every_fenced_reply_is_one_block(self, fenced_model: LocalModel) -> None:
+        for seed in range(10):
+            completion = await fenced_model.complete(
+                [Message.user("Count the lines of station.log that hold the word WARN.")],
+                TOOLS,
+                Sampling(temperature=1.0, seed=seed, reply_tokens=64),
+            )
+            assert completion.finish_reason == "tool_calls"
+            assert completion.message.text == ""
+            (call,) = completion.message.tool_calls
+            assert call.name in ("execute_bash", "submit")
+
+    async def test_the_grammar_can_be_taken_away(self, fenced_model: LocalModel) -> None:
+        """This model then writes fences for ever, as the one under the grammar cannot."""
+        sampling = Sampling(temperature=0.0, reply_tokens=64, extra_body={"grammar": ""})
+        question = [Message.user("Count the lines of station.log that hold the word WARN.")]
+        free = await fenced_model.complete(question, TOOLS, sampling)
+        held = await fenced_model.complete(question, TOOLS, replace(sampling, extra_body={}))
+        assert (free.finish_reason, free.message.tool_calls) == ("length", ())
+        assert held.finish_reason == "tool_calls"
+
+    async def test_a_damaged_adapter_is_an_error_with_its_path(self, tmp_path: Path) -> None:
+        path = tmp_path / "cut.gguf"
+        path.write_bytes(local.bundled_weights().read_bytes()[:1000])
+        model = LocalModel(adapter=Adapter(path))
+        assert model.name.endswith("+cut")
+        with pytest.raises(ModelError, match=r"with the adapter .*cut\.gguf"):
+            await model.complete([Message.user("Hi")])
 
     async def test_a_reply_cut_by_its_limit_says_so_and_holds_no_call(
         self, model: LocalModel

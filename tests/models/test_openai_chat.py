@@ -6,6 +6,7 @@ import json
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -555,6 +556,25 @@ async def test_calls_written_as_text_are_read_though_tools_were_offered_natively
     sent = server.requests[1].json["messages"][2]
     assert "<tool_call>" not in sent["content"]
     assert sent["tool_calls"][0]["function"]["name"] == "execute_bash"
+
+
+async def test_fenced_blocks_carry_tools_calls_and_results() -> None:
+    bash = replace(BASH, parameters={**BASH.parameters, "required": ["command"]})
+    said = "<think>```bash\nno\n```</think>\n```bash\nls -l | wc -l\n```"
+    async with talking(reply(said), reply("4"), tool_calls="fenced") as (model, server):
+        completion = await model.complete(ASK, [bash])
+        message = completion.message
+        after = await model.complete([*ASK, message, Message.tool("x", TextPart("7"))], [bash])
+    (call,) = message.tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("execute_bash", {"command": "ls -l | wc -l"})
+    assert message.reasoning == "```bash\nno\n```"
+    assert completion.finish_reason == "tool_calls"
+    assert "tools" not in server.requests[0].json
+    head, _, again, result = server.requests[1].json["messages"]
+    assert head["content"] == ("Be brief.\n\nReply with one block only:\n```bash\n...\n```")
+    assert again == {"role": "assistant", "content": said}
+    assert result == {"role": "user", "content": "7"}
+    assert (after.message.text, after.finish_reason) == ("4", "stop")
 
 
 async def test_text_mode_never_sends_tools() -> None:

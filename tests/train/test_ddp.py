@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("trl", reason=REASON)
 
 SCRIPT = Path(__file__).with_name("data_parallel_run.py")
-LIMIT_S = 300
+LIMIT_S = 900
 
 
 def run(command: Sequence[str]) -> None:

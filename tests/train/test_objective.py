@@ -95,6 +95,12 @@ def test_a_row_without_log_probabilities_is_named() -> None:
         pad([])
 
 
+def test_supervised_rows_need_no_log_probabilities() -> None:
+    batch = pad([ROWS[0], TokenRow((1, 2), (False, True))], need_logprobs=False)
+    assert batch.logprobs.tolist() == [[0.0, -0.5, -0.25], [0.0, 0.0, 0.0]]
+    assert batch.sampled.tolist()[1] == [False, True, False]
+
+
 def test_batches_hold_every_row_once_longest_first_within_the_budget() -> None:
     lengths = [3, 10, 4, 10, 5, 1]
     assert list(batches(lengths, 20)) == [[1, 3], [4, 2, 0, 5]]

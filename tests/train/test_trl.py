@@ -112,6 +112,19 @@ def test_loss_and_gradients_of_trl_are_those_of_the_objective(
     assert trainer._metrics["train"]["clip_ratio/low_mean"][-1] > 0
 
 
+def test_the_attention_of_the_in_process_engine_gives_the_same(tmp_path: Path) -> None:
+    """It takes no mask, and needs none: nothing is padded on the left."""
+    from sandlot.train.engine_torch import use_slots
+
+    episodes, model, ours = episodes_of(MISSING), tiny_qwen3(), tiny_qwen3()
+    use_slots(model)
+    wanted = exact(ours, episodes)
+    trainer = trainer_of(model, episodes, tmp_path, rows=len(episodes))
+    loss = trainer.compute_loss(model, scored(trainer, episodes))
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert farthest(gradients(loss, model), gradients(wanted, ours)) < 1e-5
+
+
 def test_the_temperature_of_the_draws_is_that_of_the_loss(tmp_path: Path) -> None:
     episodes, model, ours = episodes_of(FULL), tiny_qwen3(), tiny_qwen3()
     wanted = exact(ours, episodes, temperature=0.7)
@@ -247,6 +260,29 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_an_unbroken_one_does(
     assert farthest(weights_of(whole), weights_of(again)) < 1e-6
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.5])
+def test_the_distance_between_engine_and_trainer_is_told(drift: float, tmp_path: Path) -> None:
+    """0 but for rounding where the same policy drew, up to the drift where another one did."""
+    trainer = trainer_of(tiny_qwen3(), episodes_of(FULL, drift=drift), tmp_path)
+    trainer.train()
+    told = trainer.state.log_history[0]
+    assert told["rollouts/learned_tokens"] == 82
+    assert drift * 0.9 <= told["rollouts/gap_max"] < drift + 1e-5
+    assert drift * 0.4 <= told["rollouts/gap_mean"] < drift * 0.6 + 1e-5
+
+
+def test_the_policy_is_at_rest_while_rollouts_are_played_and_learns_afterwards(
+    tmp_path: Path,
+) -> None:
+    """A model that checkpoints its activations in training would do so while it draws."""
+    episodes, states = episodes_of(FULL), []
+    trainer = trainer_of(tiny_qwen3(), episodes, tmp_path)
+    play = trainer._play
+    trainer._play = lambda *asked: (states.append(trainer.model.training), play(*asked))[1]
+    scored(trainer, episodes)
+    assert (states, trainer.model.training) == ([False], True)
+
+
 # What the hook hands over.
 
 
@@ -255,15 +291,21 @@ def row(*sampled: int, start: int = 0) -> TokenRow:
     return TokenRow(ids, tuple(map(bool, sampled)), tuple(-0.5 * each for each in sampled))
 
 
-def test_the_prompt_ends_before_the_first_sampled_token() -> None:
+def test_all_but_the_first_token_is_completion_so_that_nothing_is_padded_on_the_left() -> None:
     found = as_completion(Episode("g", "t", (row(0, 0, 1, 1, 0, 1),), 0.5), 62)
     assert found == {
-        "prompt_ids": [0, 1],
-        "completion_ids": [2, 3, 4, 5],
-        "env_mask": [1, 1, 0, 1],
-        "logprobs": [-0.5, -0.5, 0.0, -0.5],
+        "prompt_ids": [0],
+        "completion_ids": [1, 2, 3, 4, 5],
+        "env_mask": [0, 1, 1, 0, 1],
+        "logprobs": [0.0, -0.5, -0.5, 0.0, -0.5],
         "reward": 0.5,
     }
+
+
+def test_a_row_without_log_probabilities_is_refused() -> None:
+    bare = TokenRow((1, 2), (False, True))
+    with pytest.raises(ValueError, match="a rollout of t has no log probabilities"):
+        as_completion(Episode("g", "t", (bare,), 0.5), 62)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +337,14 @@ def test_of_several_rows_the_largest_is_kept_and_the_others_are_counted(tmp_path
 
 def test_what_trl_does_not_say_about_the_rollouts_is_told(tmp_path: Path) -> None:
     episodes = episodes_of(MISSING)
+    heard: list[Any] = []
     trainer = trainer_of(tiny_qwen3(), episodes, tmp_path)
+    trainer._on_rollouts = lambda *said: heard.append(said)
     scored(trainer, episodes)
     told = {key: value for key, [*_, value] in trainer._metrics["train"].items()}
+    assert [found.values for _, found in heard] == [
+        group_advantages([e.group for e in episodes], [e.reward for e in episodes]).values
+    ]
     assert told["rollouts/missing"] == 6
     assert told["rollouts/reward"] == pytest.approx((1 + 0.25 + 0 + 0.5 + 1 + 1) / 6)
     assert told["rollouts/useful_groups"] == pytest.approx(2 / 3)

@@ -30,7 +30,7 @@ from sandlot.core.events import (
 )
 from sandlot.core.jsonl import read_jsonl
 from sandlot.core.store import RunDirectory
-from sandlot.core.tokens import rows_of
+from sandlot.core.tokens import rows_of, segment_of
 from sandlot.core.types import ImagePart, JsonObject, Trajectory
 from sandlot.models.base import ToolSpec
 from sandlot.models.openai_wire import MessageEncoder, encode_tools
@@ -292,14 +292,7 @@ def _segments(trajectory: Trajectory) -> list[JsonObject]:
         ) from error
     if not rows:
         raise _Left("no reply was recorded")
-    return [
-        {
-            "token_ids": list(row.ids),
-            "loss_mask": [int(each) for each in row.sampled],
-            "logprobs": None if row.logprobs is None else list(row.logprobs),
-        }
-        for row in rows
-    ]
+    return [segment_of(row) for row in rows]
 
 
 _LINES: Mapping[str, Callable[[Recorded], JsonObject]] = {

@@ -22,6 +22,7 @@ from sandlot.cli import (
     score,
     shell,
     tasks,
+    train,
     upkeep,
 )
 from sandlot.cli.outcome import BUG, INTERRUPTED, Interrupted, code_of_error, say
@@ -81,6 +82,7 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(image.app, name="image")
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 app.command("ps")(upkeep.ps)
 app.command("reap")(upkeep.reap)
 app.command("clean")(upkeep.clean_)

@@ -99,7 +99,9 @@ Disk = Annotated[str | None, Option("--disk", metavar="SIZE", help="Written insi
 Timeout = Annotated[
     str | None, Option("--timeout", metavar="TIME", help="For one command, like 90s or 15m. [120s]")
 ]
-Profile = Annotated[str | None, Option("--profile", metavar="NAME", help="[general]")]
+Profile = Annotated[
+    str | None, Option("--profile", metavar="NAME", help="[general, or what suits the model]")
+]
 Prompt = Annotated[
     Path | None, Option("--prompt", metavar="FILE", help="Prompt texts in place of the profile's.")
 ]

@@ -5,7 +5,7 @@ Events marked *live* are for whoever watches and are not recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -264,6 +264,46 @@ def _step(trajectory: Trajectory, event: Event) -> Trajectory:
             return replace(trajectory, stop_reason=None, stop_detail="", duration_s=None)
         case _:
             return trajectory
+
+
+def unfold(trajectory: Trajectory) -> Iterator[Event]:
+    """Events that `fold` makes the same trajectory of; how long the sandbox took to start is lost.
+
+    Raises:
+        RecordError: its messages do not hold the replies and results of its turns.
+    """
+    yield RolloutStarted(
+        trajectory.id, trajectory.task, trajectory.mode, trajectory.model, trajectory.metadata
+    )
+    if trajectory.backend is not None:
+        yield SandboxStarted(trajectory.backend, 0.0, trajectory.enforcement)
+    yield from _conversation(trajectory)
+    yield from map(EgressSeen, trajectory.egress)
+    if trajectory.meter is not None:
+        yield SandboxMeasured(trajectory.meter)
+    if trajectory.files or trajectory.skipped_files or trajectory.answer is not None:
+        yield FilesCollected(trajectory.files, trajectory.skipped_files, trajectory.answer)
+    if trajectory.stop_reason is not None:
+        yield RolloutStopped(trajectory.stop_reason, trajectory.stop_detail, trajectory.duration_s)
+
+
+def _conversation(trajectory: Trajectory) -> Iterator[Event]:
+    messages = list(trajectory.messages)
+    origin = "prompt"
+    for turn in trajectory.turns:
+        try:
+            here = messages.index(turn.reply)
+        except ValueError:
+            raise RecordError(f"the reply of turn {turn.index} is not among the messages") from None
+        yield from (MessageAdded(message, origin) for message in messages[:here])
+        yield ReplyReceived(replace(turn, tool_results=()))
+        yield from (ToolFinished(turn.index, result) for result in turn.tool_results)
+        results = [result.message for result in turn.tool_results]
+        after = here + 1 + len(results)
+        if messages[here + 1 : after] != results:
+            raise RecordError(f"the results of turn {turn.index} do not follow its reply")
+        messages, origin = messages[after:], "reminder"
+    yield from (MessageAdded(message, origin) for message in messages)
 
 
 def _forgotten(trajectory: Trajectory) -> Trajectory:

@@ -59,15 +59,29 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         raise RecordError(f"{path}: cannot be read: {exc.strerror}") from exc
     lines.pop()  # after the final newline: empty, or a torn record
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8", "surrogatepass"))
-        except ValueError as exc:
-            raise RecordError(f"{path.name}:{number}: not a JSON record ({exc})") from exc
-        if not isinstance(record, dict):
-            raise RecordError(f"{path.name}:{number}: expected an object")
-        yield record
+        if line.strip():
+            yield _record(path, number, line)
+
+
+def stream_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Like `read_jsonl`, with one line in memory at a time, each after its number."""
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n") and line.strip():
+                    yield number, _record(path, number, line)
+    except OSError as exc:
+        raise RecordError(f"{path}: cannot be read: {exc.strerror}") from exc
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8", "surrogatepass"))
+    except ValueError as exc:
+        raise RecordError(f"{path.name}:{number}: not a JSON record ({exc})") from exc
+    if not isinstance(record, dict):
+        raise RecordError(f"{path.name}:{number}: expected an object")
+    return record
 
 
 def _cut_torn_tail(fd: int) -> None:

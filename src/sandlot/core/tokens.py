@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sandlot.core.errors import RecordError
-from sandlot.core.types import TokenRecord, Trajectory
+from sandlot.core.types import JsonObject, TokenRecord, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +37,62 @@ def rows_of(trajectory: Trajectory) -> tuple[TokenRow, ...]:
     Raises:
         RecordError: a turn without token ids; names the turn.
     """
-    rows: list[_Row] = []
+    records = []
     for turn in trajectory.turns:
         if turn.tokens is None:
             raise RecordError(f"turn {turn.index} has no token ids")
-        if not rows or not rows[-1].goes_on(turn.tokens):
+        records.append(turn.tokens)
+    return joined(records)
+
+
+def joined(records: Iterable[TokenRecord]) -> tuple[TokenRow, ...]:
+    """The rows of requests in the order in which they were made."""
+    rows: list[_Row] = []
+    for record in records:
+        if not rows or not rows[-1].goes_on(record):
             rows.append(_Row([], [], []))
-        rows[-1].add(turn.tokens)
+        rows[-1].add(record)
     return tuple(row.frozen() for row in rows)
+
+
+def segment_of(row: TokenRow) -> JsonObject:
+    """A row as training records hold it; `loss_mask` is 1 for sampled tokens."""
+    return {
+        "token_ids": list(row.ids),
+        "loss_mask": [int(each) for each in row.sampled],
+        "logprobs": None if row.logprobs is None else list(row.logprobs),
+    }
+
+
+def row_of(segment: Mapping[str, Any]) -> TokenRow:
+    """The row of a segment: what `segment_of` wrote, or another program in the same shape.
+
+    Raises:
+        RecordError: a field is missing, of another type or of another length than the others, a
+            mask that is not 0 and 1, or a sampled token at the very beginning.
+    """
+    ids, mask = _numbers(segment, "token_ids", int), _numbers(segment, "loss_mask", int)
+    if not ids or len(mask) != len(ids):
+        raise RecordError(f"{len(ids)} token_ids and {len(mask)} entries of loss_mask")
+    if not set(mask) <= {0, 1}:
+        raise RecordError("loss_mask has entries other than 0 and 1")
+    if mask[0]:
+        raise RecordError("the first token is marked as sampled, and nothing is before it")
+    logprobs = None
+    if segment.get("logprobs") is not None:
+        logprobs = tuple(map(float, _numbers(segment, "logprobs", int | float)))
+        if len(logprobs) != len(ids):
+            raise RecordError(f"{len(ids)} token_ids and {len(logprobs)} logprobs")
+    return TokenRow(tuple(ids), tuple(map(bool, mask)), logprobs)
+
+
+def _numbers(segment: Mapping[str, Any], name: str, kind: Any) -> list[Any]:
+    values = segment.get(name)
+    if not isinstance(values, list):
+        raise RecordError(f"field {name!r} is missing or no list")
+    if not all(isinstance(each, kind) and not isinstance(each, bool) for each in values):
+        raise RecordError(f"field {name!r} holds other things than numbers")
+    return values
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from sandlot.tasks.rows import read_row
 _HERE = Path(__file__).parent
 _GENERATORS = {
     "errands": "sandlot.tasks.generators.errands:generate",
+    "filing": "sandlot.tasks.generators.filing:generate",
     "long_context": "sandlot.tasks.generators.long_context:generate",
 }
 

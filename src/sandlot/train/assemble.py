@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sandlot.agent.prompts import Profile, load_profile
-from sandlot.api import open_computer, policy_of, relocated
+from sandlot.api import open_computer, policy_of, relocated, settle_backend
 from sandlot.core.errors import ConfigError
 from sandlot.models.base import Model, Sampling
 from sandlot.sandbox.base import Sandbox
@@ -36,7 +37,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Everything a run works with, opened. `profiles` by mode."""
+    """Everything a run works with, opened. `profiles` by mode, `scorers` by held-out set."""
 
     policy: Policy
     engine: TokenEngine
@@ -44,6 +45,7 @@ class Parts:
     scorer: Scorer
     train: Tasks
     evaluate: Mapping[str, Tasks]
+    scorers: Mapping[str, Scorer]
     profiles: Mapping[str, Profile]
 
     def make_model(self, name: str) -> MakeModel:
@@ -54,7 +56,8 @@ class Parts:
 
     async def close(self) -> None:
         await self.engine.close()
-        await self.scorer.close()
+        for scorer in {id(each): each for each in (self.scorer, *self.scorers.values())}.values():
+            await scorer.close()
 
 
 def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
@@ -73,7 +76,7 @@ def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
         )
     else:
         model, tokenizer = load_base(wanted.source, dtype=wanted.dtype, note=note)
-    template = None if wanted.template is None else _text_of(wanted.template)
+    template = None if wanted.template is None else text_of(wanted.template)
     chat = TemplateFormat(tokenizer, wanted.tool_form, template=template)
     model = model.to(wanted.device)
     use_slots(model)
@@ -89,7 +92,7 @@ def _profile(config: TrainConfig) -> Profile:
     return replace(load_profile(config.sandbox.profile), tool_calls=config.model.tool_form)
 
 
-def _text_of(path: str) -> str:
+def text_of(path: str) -> str:
     try:
         return Path(path).read_text("utf-8")
     except OSError as error:
@@ -115,22 +118,29 @@ def assemble(config: TrainConfig, note: Note) -> Parts:
         name: open_tasks(source, cache=settings.cache_dir, note=note)
         for name, source in config.tasks.evaluate.items()
     }
-    scorer = scorer_of(
-        config.tasks, train.row, ScoringTools(settings.cache_dir, environ=os.environ)
-    )
+    tools = ScoringTools(settings.cache_dir, environ=os.environ)
+    scorer = scorer_of(config.tasks, train.row, tools)
+    own = config.tasks.scorer is None  # then a held-out set of another kind has its own scorer
+    scorers = {
+        name: scorer_of(config.tasks, tasks.row, tools) if own and tasks.row else scorer
+        for name, tasks in held_out.items()
+    }
     policy = build_policy(config, train, note)
     profiles = {
         "sandbox": load_profile(config.sandbox.profile),
         "llm": load_profile(config.sandbox.llm_profile),
     }
     player = Player(opener(settings, profiles["sandbox"], note), scorer, config.sandbox.live)
-    return Parts(policy, _engine(config, policy), player, scorer, train, held_out, profiles)
+    engine = _engine(config, policy)
+    return Parts(policy, engine, player, scorer, train, held_out, scorers, profiles)
 
 
 def opener(settings: Settings, profile: Profile, note: Note) -> Any:
     """Opens one unstarted sandbox for each rollout, as the settings say."""
     policy = replace(policy_of(settings), working_dir=profile.working_dir)
     told: set[str] = set()
+    settled: list[Settings] = []
+    first = asyncio.Lock()
 
     def once(line: str) -> None:
         if line not in told:
@@ -138,7 +148,10 @@ def opener(settings: Settings, profile: Profile, note: Note) -> Any:
             note(line)
 
     async def open_box() -> Sandbox:
-        box, _ = await open_computer(settings, policy, os.environ, once)
+        async with first:
+            if not settled:
+                settled.append((await settle_backend(settings, os.environ, once))[0])
+        box, _ = await open_computer(settled[0], policy, os.environ, once)
         if relocated(profile, box) != profile:
             raise ConfigError(
                 f"backend {box.backend!r} has no {profile.working_dir} of its own, and a policy "
@@ -165,6 +178,8 @@ def _engine(config: TrainConfig, policy: Policy) -> TokenEngine:
         str(wanted.url),
         model=wanted.model or config.model.source,
         context_tokens=wanted.context_tokens,
+        api_key=os.environ.get(wanted.key) if wanted.key else None,
+        processed_logprobs=wanted.processed_logprobs,
     )
 
 
@@ -174,17 +189,25 @@ def rules_of(
     *,
     mode: Literal["sandbox", "llm"] | None = None,
     temperature: float | None = None,
+    held_out: bool = False,
 ) -> Rules:
-    """How rollouts are played: as in training, or in another mode or at another temperature."""
-    rollout = config.rollout
+    """How rollouts are played: as in training, or in another mode or at another temperature.
+
+    `held_out` rollouts keep to the shares of the vocabulary that evaluations draw from.
+    """
+    rollout, evaluate = config.rollout, config.evaluate
     mode = mode or rollout.mode
-    extra = {"top_k": rollout.top_k} if rollout.top_k else {}
+    top_p, top_k = rollout.top_p, rollout.top_k
+    if held_out:
+        top_p = top_p if evaluate.top_p is None else evaluate.top_p
+        top_k = top_k if evaluate.top_k is None else evaluate.top_k
+    extra = {"top_k": top_k} if top_k else {}
     profile = parts.profiles[mode]
     return Rules(
         profile=profile,
         sampling=Sampling(
             temperature=rollout.temperature if temperature is None else temperature,
-            top_p=rollout.top_p,
+            top_p=top_p,
             reply_tokens=rollout.reply_tokens or profile.reply_tokens,
             extra_body=extra,
         ),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sandlot.core.errors import RecordError
+from sandlot.core.errors import InputError, RecordError
 
 _STATE, _WEIGHTS, _OPTIMISER = "state.json", "weights.safetensors", "optimiser.pt"
 _PREFIX, _DRAFT = "step-", ".draft-"
@@ -86,6 +86,18 @@ def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole."""
     found = _all(folder)
     return found[-1] if found else None
+
+
+def named(folder: Path, name: str) -> Checkpoint:
+    """Raises:
+    InputError: it is not there; names those that are.
+    """
+    found = {each.path.name: each for each in _all(folder)}
+    if name not in found:
+        raise InputError(
+            f"checkpoint {name!r} is not in {folder} (have: {', '.join(found) or 'none'})"
+        )
+    return found[name]
 
 
 def _all(folder: Path) -> list[Checkpoint]:

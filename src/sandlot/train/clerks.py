@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from sandlot.core.errors import unknown_name
+from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Message, Role, Task, ToolCall
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
+from sandlot.tasks.generators import errands
 from sandlot.tasks.generators.errands import ANSWER
 from sandlot.tasks.generators.errands_words import TRAIN_WORDS
+from sandlot.train.lessons import Lessons, Played, Text
 
 MIX: Mapping[str, float] = {"efficient": 0.30, "wandering": 0.55, "guessing": 0.15}
 """Shares of the styles in a warm start."""
@@ -139,3 +141,16 @@ _PLANS: Mapping[str, Callable[[Task, Random], tuple[str, ...]]] = {
     "wandering": _wandering,
     "guessing": _guessing,
 }
+
+
+def _drills(count: int, seed: int) -> list[Played]:
+    tasks = errands.generate({"families": errands.DRILLS, "items": count, "seed": seed + 1})
+    rng = Random(seed)
+    return [(task, "efficient", plan(task, rng, "efficient")) for task in tasks]
+
+
+def _texts(count: int, seed: int) -> list[Text]:
+    raise ConfigError("warmstart.texts: the generator 'errands' has no plain texts to learn from")
+
+
+LESSONS = Lessons(clerks=clerk_mix, drills=_drills, texts=_texts)

@@ -16,6 +16,9 @@ from typing import Any, Literal
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, unknown_name
 
+NO_PATHS = ("local", "random")
+"""Sources of a model that name no file."""
+
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
@@ -102,30 +105,55 @@ class SandboxConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout."""
+    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout.
+
+    `key` names the variable that holds a server's key. `processed_logprobs` says that vLLM was
+    started with `--logprobs-mode processed_logprobs`, which draws below all tokens need.
+    """
 
     kind: Literal["torch", "vllm", "sglang"] = "torch"
     url: str | None = None
     model: str | None = None
+    key: str | None = None
+    processed_logprobs: bool = False
     slots: int = 32
     context_tokens: int = 2048
     threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """`steps` steps of a warm start, whose rows are drawn from each kind by its share."""
+
+    steps: int
+    clerks: float = 0.0
+    drills: float = 0.0
+    texts: float = 0.0
+    answers: float = 0.0
+    rows: float = 0.0
+
+
+KINDS = ("clerks", "drills", "texts", "answers", "rows")
+"""What a warm start can learn from."""
+
+
+@dataclass(frozen=True, slots=True)
 class WarmStart:
     """Supervised fine-tuning before the reinforcement learning.
 
-    `clerks` scripted rollouts in the shares of `train.clerks.MIX` and `drills` short ones are
-    played through the loop in real sandboxes; `answers` are questions answered from the head (of a
-    control run); `rows` is a file of training records to learn from as well.
+    `clerks` scripted rollouts and `drills` short ones (`train.lessons`) are played through the loop
+    in real sandboxes; `texts` are plain ones in place of pretraining, `answers` questions answered
+    from the head (of a control run); `rows` is a file of training records to learn from as well.
+    All of it is gone through `epochs` times in one shuffled order, or in `stages`.
     """
 
     clerks: int = 0
     drills: int = 0
+    texts: int = 0
     answers: int = 0
     rows: str | None = None
     min_reward: float | None = None
+    stages: tuple[Stage, ...] = ()
     seed: int = 11
     epochs: int = 1
     rows_a_step: int = 8
@@ -157,13 +185,15 @@ class RolloutConfig:
 @dataclass(frozen=True, slots=True)
 class LearnConfig:
     """The reinforcement learning. `keep` bounds the rollouts that a step learns from: of those with
-    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was.
+    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was. The
+    rate falls in a line to `lr_end` times `lr`.
     """
 
     trainer: Literal["in-process", "trl"] = "in-process"
     steps: int = 40
     lr: float = 1e-6
     lr_warmup_steps: int = 0
+    lr_end: float = 1.0
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_norm: float = 1.0
@@ -175,12 +205,32 @@ class LearnConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrlConfig:
+    """What TRL's trainer needs beside `train`; see `trl_trainer.TrlSettings` for each of them.
+
+    `extra` goes to TRL's configuration as it is (`bf16`, `fsdp`, `deepspeed`, ...).
+    """
+
+    rows: int = 1
+    updates: int = 1
+    processes: int = 1
+    old_logprobs: Literal["drawn", "trainer"] = "trainer"
+    several_rows: Literal["largest", "refuse"] = "largest"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Held-out evaluation every `every` steps (and before and after) in each of `modes`."""
+    """Held-out evaluation every `every` steps (and before and after) in each of `modes`.
+
+    `top_p` and `top_k` are those of the training rollouts unless they are given.
+    """
 
     every: int = 10
     modes: tuple[str, ...] = ("sandbox",)
     temperatures: tuple[float, ...] = (1.0,)
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 77
 
 
@@ -197,6 +247,7 @@ class TrainConfig:
     warmstart: WarmStart | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: LearnConfig = field(default_factory=LearnConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -216,6 +267,20 @@ def load_config(path: Path, changes: Mapping[str, Any] | None = None) -> TrainCo
         _put(table, name, value)
     config = read_config(table, str(path))
     return _with_paths(config, path.parent)
+
+
+def changed_config(
+    stored: Mapping[str, Any], changes: Mapping[str, Any], where: str
+) -> TrainConfig:
+    """A configuration that was stored as JSON, with other values under dotted names.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    table = json.loads(json.dumps(stored))
+    for name, value in changes.items():
+        _put(table, name, value)
+    return read_config(table, where)
 
 
 def read_config(table: Mapping[str, Any], where: str) -> TrainConfig:
@@ -244,26 +309,38 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _put(table: dict[str, Any], name: str, value: Any) -> None:
     *folders, last = name.split(".")
     for folder in folders:
-        table = table.setdefault(folder, {})
+        if table.get(folder) is None:
+            table[folder] = {}
+        table = table[folder]
         if not isinstance(table, dict):
             raise ConfigError(f"{name!r}: {folder!r} is no table")
     table[last] = value
 
 
 def _with_paths(config: TrainConfig, folder: Path) -> TrainConfig:
-    """Files that a recipe names beside itself, seen from there."""
+    """Files that a recipe names beside itself or from here, in full: a run outlives this folder."""
 
-    def beside(name: str | None) -> str | None:
-        if name is None:
-            return None
-        near = folder / name
-        return str(near) if near.exists() else name
+    def found(name: str | None, *, folders: bool = False) -> str | None:
+        places = (folder / name, Path(name).expanduser()) if name else ()
+        here = (each for each in places if each.is_file() or (folders and each.is_dir()))
+        return next((str(each.resolve()) for each in here), name)
 
-    model = dataclasses.replace(config.model, template=beside(config.model.template))
+    def tasks(source: TaskSource) -> TaskSource:
+        return dataclasses.replace(source, set=found(source.set))
+
+    source = config.model.source
+    if source not in NO_PATHS:
+        source = str(found(source, folders=True))
+    model = dataclasses.replace(config.model, source=source, template=found(config.model.template))
+    sets = dataclasses.replace(
+        config.tasks,
+        train=tasks(config.tasks.train),
+        evaluate={name: tasks(each) for name, each in config.tasks.evaluate.items()},
+    )
     warm = config.warmstart
     if warm is not None:
-        warm = dataclasses.replace(warm, rows=beside(warm.rows))
-    return dataclasses.replace(config, model=model, warmstart=warm)
+        warm = dataclasses.replace(warm, rows=found(warm.rows))
+    return dataclasses.replace(config, model=model, tasks=sets, warmstart=warm)
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -276,7 +353,7 @@ def _read(cls: Any, table: Any, where: str, at: str) -> Any:
     known = {each.name: each for each in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
-            raise unknown_name(f"{where}: key", f"{at}.{key}" if at else key, known)
+            raise unknown_name(f"{where}: {at} key" if at else f"{where}: key", key, known)
     values = {}
     for name, each in known.items():
         here = f"{at}.{name}" if at else name
@@ -293,6 +370,8 @@ def _value(hint: Any, value: Any, where: str, at: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         inner = [each for each in arguments if each is not types.NoneType]
+        if value is None and len(inner) < len(arguments):  # of a configuration stored as JSON
+            return None
         return _value(inner[0], value, where, at)
     if origin is Literal:
         if value not in arguments:
@@ -330,6 +409,18 @@ def _check(config: TrainConfig, where: str) -> None:
     for wrong, words in _contradictions(config):
         if wrong:
             raise ConfigError(f"{where}: {words}")
+
+
+def _idle_stages(warm: WarmStart | None) -> list[int]:
+    """Numbers, from 1, of stages that could not be gone through."""
+    stages = () if warm is None else warm.stages
+    return [
+        number
+        for number, stage in enumerate(stages, 1)
+        if stage.steps < 1
+        or min(shares := [getattr(stage, kind) for kind in KINDS]) < 0
+        or not sum(shares) > 0
+    ]
 
 
 def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
@@ -374,8 +465,28 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
         (
-            warm is not None and not (warm.clerks or warm.drills or warm.answers or warm.rows),
-            "warmstart learns from nothing: give clerks, drills, answers or rows",
+            train.trainer == "trl" and train.keep is not None,
+            "train.keep: TRL learns from every rollout; leave it out, or train in-process",
+        ),
+        (
+            train.trainer == "trl" and rollout.reward == "coin",
+            "rollout.reward 'coin' is for the in-process trainer",
+        ),
+        (
+            train.trainer == "trl" and engine.kind == "sglang",
+            "engine.kind 'sglang': TRL sends its weights to vLLM only",
+        ),
+        (
+            warm is not None and not any(getattr(warm, kind) for kind in KINDS),
+            "warmstart learns from nothing: give clerks, drills, texts, answers or rows",
+        ),
+        (
+            warm is not None and bool(warm.stages) and warm.epochs != 1,
+            "warmstart.stages say how long it learns, and so does warmstart.epochs: give one",
+        ),
+        (
+            bool(idle := _idle_stages(warm)),
+            f"warmstart.stages: stage {idle[0] if idle else 0} has no steps, or shares of nothing",
         ),
         (
             warm is None and train.steps == 0,

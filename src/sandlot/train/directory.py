@@ -1,30 +1,37 @@
 """A training run on disk: its configuration, curves, records and checkpoints.
 
-config.toml manifest.json   what was asked, and what it was made with
-steps.jsonl                 a line of figures for each step (phase, step, figures)
-evaluations.jsonl           a line for each held-out evaluation
-records/step-000001.jsonl   the training records of a step's rollouts
-trajectories/…              rollouts to look at, a few of each step
-checkpoints/step-…          to go on from
+config.toml manifest.json    what was asked, and what it was made with
+steps.jsonl                  a line of figures for each step (phase, step, figures)
+evaluations.jsonl            a line for each held-out evaluation
+measured.jsonl               the same for evaluations that were asked for afterwards
+records/step-000001.jsonl    the training records of a step's rollouts
+trajectories/step-000001.1.jsonl   rollouts to look at, of a few tasks of each step; the same
+                             events as in the trajectory.jsonl of a run
+checkpoints/step-…           to go on from
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sandlot.core.codec import to_json
 from sandlot.core.errors import ConfigError, InputError, RecordError
+from sandlot.core.events import ReplyReceived, ToolFinished, encode_event, unfold
 from sandlot.core.jsonl import JsonlWriter, read_jsonl
-from sandlot.core.store import slugify
+from sandlot.core.store import slugify, to_toml
 from sandlot.core.types import Trajectory
 from sandlot.train.base import Episode
-from sandlot.train.config import TrainConfig, differences, digest
+from sandlot.train.config import TrainConfig, changed_config, differences, digest
 from sandlot.train.curves import Evaluated
 from sandlot.train.records import write_records
 
@@ -32,14 +39,20 @@ VERSION = 1
 KEPT_TRAJECTORIES = 4
 
 
+Told = Callable[[str, int, Mapping[str, Any]], None]
+
+
 @dataclass(slots=True)
 class TrainDirectory:
-    """`told` gets every line of figures as it is written: (phase, step, figures)."""
+    """`told` gets every line of figures as it is written: (phase, step, figures).
+
+    Beside the phases `warmstart` and `train` there are `evaluation`, and `rollout` for each
+    rollout that has ended.
+    """
 
     path: Path
-    told: Any = None
-    _kept: int = field(default=0, init=False)
-    _step: int = field(default=0, init=False)
+    told: Told | None = None
+    _kept: dict[str, set[str]] = field(default_factory=dict, init=False)
 
     @classmethod
     def create(
@@ -60,14 +73,9 @@ class TrainDirectory:
                 raise RecordError(f"{path}: cannot be made: {error.strerror}") from error
         else:
             raise RecordError(f"{parent}: a hundred runs of one second and name")
-        manifest = {
-            "version": VERSION,
-            "config": to_json(config),
-            "digest": digest(config),
-            **made_with,
-        }
         made = cls(path)
-        made._write("manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+        made._write_manifest({"version": VERSION, **_asked(config), **made_with})
+        made._write("config.toml", to_toml(to_json(config)))
         return made
 
     @classmethod
@@ -83,7 +91,7 @@ class TrainDirectory:
         if manifest.get("version") != VERSION:
             raise InputError(f"{path}: written by another version ({manifest.get('version')!r})")
         if config is not None and not force:
-            odd = differences(manifest["config"], to_json(config))
+            odd = differences(_as_of_now(manifest["config"]), to_json(config))
             if odd:
                 raise ConfigError(
                     f"{path} was begun with another configuration: {'; '.join(odd[:5])}. Go on "
@@ -99,6 +107,37 @@ class TrainDirectory:
             raise InputError(f"{self.path} is no training run: {error}") from error
         return found
 
+    def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None:
+        """Go on with another configuration; the manifest keeps what was changed, and by what."""
+        manifest = self.manifest()
+        odd = differences(_as_of_now(manifest["config"]), to_json(config))
+        if odd:
+            change = {"values": odd, **made_with}
+            changes = [*manifest.get("changes", ()), change]
+            self._write_manifest({**manifest, **_asked(config), "changes": changes})
+            self._write("config.toml", to_toml(to_json(config)))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else trains here meanwhile.
+
+        Raises:
+            RecordError: somebody does.
+        """
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise RecordError(f"{self.path}: another process is at work on this run") from error
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        self._write("manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -106,8 +145,13 @@ class TrainDirectory:
     # What is written as it happens.
 
     def add_step(self, phase: str, step: int, figures: Mapping[str, float]) -> None:
-        self._append("steps.jsonl", {"phase": phase, "step": step, "figures": dict(figures)})
-        self._kept, self._step = 0, step
+        """`figures` and the most memory that this process has had, in MiB."""
+        figures = {
+            **figures,
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        self._append("steps.jsonl", {"phase": phase, "step": step, "figures": figures})
+        self._kept.clear()
         if self.told is not None:
             self.told(phase, step, figures)
 
@@ -117,25 +161,36 @@ class TrainDirectory:
         if self.told is not None:
             self.told("evaluation", step, line)
 
+    def add_measured(
+        self, checkpoint: str, step: int, name: str, result: Evaluated
+    ) -> dict[str, Any]:
+        """An evaluation that was asked for afterwards."""
+        line = {"checkpoint": checkpoint, "step": step, "set": name, **to_json(result)}
+        self._append("measured.jsonl", line)
+        return line
+
     def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        write_records(file, episodes)
+        name = str(self.manifest()["config"]["name"])
+        write_records(file, episodes, step=step, model=name)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
-        """A few rollouts of each step in the form that `sandlot view` and `replay` read."""
-        if self._kept >= KEPT_TRAJECTORIES:
+        """A few rollouts of each step, one a task, as the events that they were recorded with."""
+        if self.told is not None:
+            self.told("rollout", 0, {"group": episode.group, "reward": episode.reward})
+        kind = _kind(episode)
+        kept = self._kept.setdefault(kind, set())
+        if episode.task_id in kept or len(kept) >= KEPT_TRAJECTORIES:
             return
-        self._kept += 1
-        folder = self.path / "trajectories"
-        folder.mkdir(exist_ok=True)
-        name = f"step-{self._step + 1:06d}.{self._kept}.json"
-        document = {"reward": episode.reward, "missing": episode.missing} | {
-            "trajectory": to_json(trajectory)
-        }
-        self._write(f"trajectories/{name}", json.dumps(document, ensure_ascii=False))
+        kept.add(episode.task_id)
+        (self.path / "trajectories").mkdir(exist_ok=True)
+        worth = {"group": episode.group, "reward": episode.reward, "missing": episode.missing}
+        told = replace(trajectory, metadata={**trajectory.metadata, **worth})
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _timed(told))
+        self._write(f"trajectories/{kind}.{len(kept)}.jsonl", "".join(lines))
 
     # What is read back.
 
@@ -147,8 +202,12 @@ class TrainDirectory:
     def evaluations(self) -> Iterator[dict[str, Any]]:
         yield from self._lines("evaluations.jsonl")
 
-    def has_evaluation(self, phase: str, step: int) -> bool:
-        return any(line["phase"] == phase and line["step"] == step for line in self.evaluations())
+    def has_evaluation(
+        self, phase: str, step: int, name: str, mode: str, temperature: float
+    ) -> bool:
+        wanted = (phase, step, name, mode, temperature)
+        keys = ("phase", "step", "set", "mode", "temperature")
+        return any(tuple(line[key] for key in keys) == wanted for line in self.evaluations())
 
     def cut_after(self, phase: str, step: int) -> None:
         """Forget figures of steps that a checkpoint does not hold: they are made again."""
@@ -188,5 +247,35 @@ class TrainDirectory:
                 os.fsync(out.fileno())
             draft.replace(file)
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise RecordError(f"{file}: cannot be written: {error.strerror}") from error
+
+
+def _asked(config: TrainConfig) -> dict[str, Any]:
+    return {"config": to_json(config), "digest": digest(config)}
+
+
+def _kind(episode: Episode) -> str:
+    """`step-000001` for a rollout of training, whose group begins with its step, else its group."""
+    step = episode.group.partition(".")[0]
+    return f"step-{int(step):06d}" if step.isdigit() else slugify(episode.group)
+
+
+def _as_of_now(stored: Mapping[str, Any]) -> Any:
+    """A stored configuration with the defaults of keys that came after it was stored."""
+    try:
+        return to_json(changed_config(stored, {}, "manifest.json"))
+    except ConfigError:
+        return stored
+
+
+def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
+    """Records of a trajectory's events, at times reckoned back from now by what each took."""
+    at = time.time() - (trajectory.duration_s or 0.0)
+    for event in unfold(trajectory):
+        if isinstance(event, ReplyReceived):
+            at += event.turn.model_s + event.turn.waiting_s
+        elif isinstance(event, ToolFinished):
+            at += event.result.duration_s
+        yield encode_event(event, at)

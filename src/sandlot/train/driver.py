@@ -8,27 +8,33 @@ One process, one device. For several, `trl_trainer` hands the same rollouts to T
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError
+from sandlot.core.errors import ConfigError, MissingExtra, ModelError, SandboxError
 from sandlot.core.tokens import TokenRow
-from sandlot.core.types import Message, Task
-from sandlot.tasks.generators import errands
+from sandlot.core.types import Message, StopReason, Task
+from sandlot.scoring.base import Scorer
 from sandlot.train import checkpoint
 from sandlot.train.assemble import Parts, rules_of
 from sandlot.train.base import Episode, Note
-from sandlot.train.clerks import Clerk, clerk_mix, plan
-from sandlot.train.config import TrainConfig, WarmStart
-from sandlot.train.curves import Evaluated, evaluated_of, step_figures
+from sandlot.train.clerks import Clerk
+from sandlot.train.config import KINDS, TrainConfig, WarmStart
+from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
 from sandlot.train.directory import TrainDirectory
+from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
+from sandlot.train.export import write_hf
+from sandlot.train.lessons import Text, lessons_of
 from sandlot.train.objective import (
     Advantages,
     batches,
@@ -38,11 +44,14 @@ from sandlot.train.objective import (
     policy_loss,
     ratio_figures,
 )
-from sandlot.train.records import read_records
-from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune
+from sandlot.train.rows_file import read_rollouts
+from sandlot.train.sft import SftSettings, SftStep, WrittenModel, fine_tune, plan_stages
 from sandlot.train.weights import MasterAdamW, load_values, trainable
 
 Mode = Literal["sandbox", "llm"]
+
+LOST_STEPS = 3
+"""Steps in a row without any reward that end a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +77,14 @@ class Driver:
     note: Note
     clock: Any = time.time
     _optimiser: MasterAdamW | None = field(default=None, init=False)
+    _lost_steps: int = field(default=0, init=False)
 
     async def run(self) -> None:
         """Everything that is left to do.
 
         Raises:
             RecordError: the disk is full; the newest checkpoint is whole.
-            SandboxUnavailable, ConfigError: rollouts cannot be played at all.
+            SandboxError, ModelError: rollouts cannot be played: nothing of a step has a reward.
         """
         self.parts.player.watch = self.directory.keep_trajectory
         phase, step = self._restore()
@@ -83,9 +93,16 @@ class Driver:
                 await self._warm_start(self.config.warmstart, step)
             self._save("train", 0)
             step = 0
-        if step == 0 and not self.directory.has_evaluation("train", 0):
-            await self._evaluate("train", 0)
+        await self._publish(step)
+        if self._due(step):  # what an interrupted run had evaluated already is left out
+            await self._evaluate("train", step)
         await self._reinforce(step)
+
+    def _due(self, step: int) -> bool:
+        """Whether the held-out tasks are played after this many steps."""
+        every = self.config.evaluate.every
+        whole = step in (0, self.config.train.steps)
+        return whole or bool(every and step % every == 0)
 
     def _restore(self) -> tuple[str, int]:
         found = checkpoint.newest(self.directory.checkpoints)
@@ -125,7 +142,8 @@ class Driver:
     # The warm start.
 
     async def _warm_start(self, warm: WarmStart, start: int) -> None:
-        rows = await self._warm_rows(warm)
+        by_kind = await self._warm_rows(warm)
+        rows = [row for each in by_kind.values() for row in each]
         self.note(
             f"warm start on {len(rows)} rows, "
             f"{sum(row.sampled_tokens for row in rows):,} tokens of replies"
@@ -135,14 +153,22 @@ class Driver:
         )
         adam = self._adam("warmstart")
         steps = fine_tune(
-            self.parts.policy.model, adam, rows, settings, seed=self.config.seed, start=start
+            self.parts.policy.model,
+            adam,
+            rows,
+            settings,
+            seed=self.config.seed,
+            start=start,
+            steps=_staged(by_kind, warm, self.config.seed),
         )
         every = self.config.train.checkpoint_every * 5
         while True:
+            began = time.monotonic()
             made = await asyncio.to_thread(self._next, steps)
             if made is None:
                 break
-            self.directory.add_step("warmstart", made.number, _warm_figures(made))
+            figures = {**_warm_figures(made), "update_s": time.monotonic() - began}
+            self.directory.add_step("warmstart", made.number, figures)
             if made.number % every == 0 and made.number < made.of:
                 await asyncio.to_thread(self._save, "warmstart", made.number)
         self._optimiser = None
@@ -151,52 +177,53 @@ class Driver:
         with self._updating():
             return next(steps, None)
 
-    async def _warm_rows(self, warm: WarmStart) -> list[TokenRow]:
-        """The rows that it learns from; made by scripted policies through the ordinary loop."""
-        episodes = await self._played_clerks(warm)
+    async def _warm_rows(self, warm: WarmStart) -> dict[str, list[TokenRow]]:
+        """The rows that it learns from, by kind; most are played through the ordinary loop."""
+        rows = {
+            kind: _rows_of(each, self.note) for kind, each in (await self._played(warm)).items()
+        }
         if warm.rows is not None:
-            episodes += [
+            recorded = [
                 each
-                for each in read_records(warm.rows)
+                for each in read_rollouts(Path(warm.rows), self.parts.policy.chat)
                 if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
             ]
-        lost = [each for each in episodes if not each.rows]
-        if lost:
-            self.note(f"{len(lost)} warm start rollouts were lost ({lost[0].missing})")
-        rows = [row for each in episodes for row in each.rows] + self._answer_rows(warm)
-        if not rows:
+            rows["rows"] = _rows_of(recorded, self.note)
+        rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
+        if not any(rows.values()):
             raise ConfigError("the warm start has no rows to learn from")
         return rows
 
-    async def _played_clerks(self, warm: WarmStart) -> list[Episode]:
-        """Clerks know errands: their commands stand in the tasks that the generator makes."""
-        mix = clerk_mix(self._errands(warm.clerks, warm.seed), warm.seed) if warm.clerks else []
-        if warm.drills:
-            drills = errands.generate(
-                {"families": errands.DRILLS, "items": warm.drills, "seed": warm.seed + 1}
-            )
-            rng = Random(warm.seed)
-            mix += [(task, "efficient", plan(task, rng, "efficient")) for task in drills]
+    async def _played(self, warm: WarmStart) -> dict[str, list[Episode]]:
+        """Rollouts of clerks, whose commands stand in the tasks that a generator makes."""
+        if not warm.clerks and not warm.drills:
+            return {}
+        lessons = lessons_of(self.config.tasks.train.generator)
+        tasks = self.parts.train.fresh(warm.seed, warm.clerks) if warm.clerks else ()
+        mixes = {
+            "clerks": lessons.clerks(tasks, warm.seed),
+            "drills": lessons.drills(warm.drills, warm.seed) if warm.drills else [],
+        }
         rules = replace(rules_of(self.config, self.parts, mode="sandbox"), submit=False)
-        chat = self.parts.policy.chat
-        return list(
-            await asyncio.gather(
-                *(
-                    self.parts.player.one(
-                        task, WrittenModel(Clerk(commands, style), chat), rules, group=style
-                    )
-                    for task, style, commands in mix
-                )
+        chat, player = self.parts.policy.chat, self.parts.player
+        played = await asyncio.gather(
+            *(
+                player.one(task, WrittenModel(Clerk(commands, style), chat), rules, group=style)
+                for mix in mixes.values()
+                for task, style, commands in mix
             )
         )
+        cut = len(mixes["clerks"])
+        return {"clerks": played[:cut], "drills": played[cut:]}
 
-    def _errands(self, count: int, seed: int) -> tuple[Task, ...]:
-        if self.config.tasks.train.generator != "errands":
-            raise ConfigError(
-                "warmstart.clerks: clerks can only act on tasks of the generator 'errands'; "
-                "learn from recorded trajectories (warmstart.rows) instead"
-            )
-        return self.parts.train.fresh(seed, count)
+    def _text_rows(self, warm: WarmStart) -> list[TokenRow]:
+        if not warm.texts:
+            return []
+        lessons = lessons_of(self.config.tasks.train.generator)
+        return [
+            _text_row(text, self.parts.policy.tokenizer)
+            for text in lessons.texts(warm.texts, warm.seed)
+        ]
 
     def _answer_rows(self, warm: WarmStart) -> list[TokenRow]:
         """Questions with their truth as the reply, for the control that answers from its head."""
@@ -217,13 +244,16 @@ class Driver:
     # The reinforcement learning.
 
     async def _reinforce(self, start: int) -> None:
-        learn, evaluate = self.config.train, self.config.evaluate
+        learn = self.config.train
         for number in range(start, learn.steps):
             began = time.monotonic()
             episodes = await self._rollouts(number)
+            self._check_played(episodes, number)
             played = time.monotonic()
             advantages = self._advantages(episodes, number)
             learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
+            if learned is not None:
+                await self._publish(number + 1)
             figures = step_figures(episodes, advantages)
             figures |= {
                 "rollout_s": played - began,
@@ -235,10 +265,25 @@ class Driver:
             last = number + 1 == learn.steps
             if last or (number + 1) % learn.checkpoint_every == 0:
                 await asyncio.to_thread(self._save, "train", number + 1)
-            if last or (evaluate.every and (number + 1) % evaluate.every == 0):
+            if self._due(number + 1):
                 await self._evaluate("train", number + 1)
 
-    async def _rollouts(self, number: int) -> list[Episode]:
+    def _check_played(self, episodes: Sequence[Episode], number: int) -> None:
+        """A step may be lost, to a machine under load; not the first one, nor several in a row."""
+        if any(each.reward is not None for each in episodes):
+            self._lost_steps = 0
+            return
+        self._lost_steps += 1
+        why = ", ".join(f"{count} x {kind}" for kind, count in missing_of(episodes).items())
+        said = f"no rollout of step {number + 1} has a reward: {why} (first: {episodes[0].missing})"
+        if self._lost_steps < LOST_STEPS and number:
+            self.note(said)
+            return
+        ours = episodes[0].stop_reason == StopReason.MODEL_ERROR.value
+        raise ModelError(said) if ours else SandboxError(said)
+
+    async def _rollouts(self, number: int, places: range | None = None) -> list[Episode]:
+        """The rollouts of a step, or of the tasks at some places of it."""
         rollout = self.config.rollout
         tasks = self.parts.train.step(number, rollout.tasks_a_step)
         rules = rules_of(self.config, self.parts)
@@ -255,6 +300,7 @@ class Driver:
                     seed=seed + place,
                 )
                 for place, task in enumerate(tasks)
+                if places is None or place in places
             )
         )
         return [episode for group in groups for episode in group]
@@ -288,7 +334,8 @@ class Driver:
 
     def _rate(self, number: int) -> float:
         learn = self.config.train
-        return learn.lr * min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        rising = min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        return learn.lr * rising * (1 - (1 - learn.lr_end) * number / learn.steps)
 
     def _update(
         self, rows: Sequence[tuple[TokenRow, float]], normaliser: float, rollouts: int, lr: float
@@ -332,6 +379,19 @@ class Driver:
             sums["clipped"] / tokens,
         )
 
+    async def _publish(self, step: int) -> None:
+        """Let a server that draws for us load the weights as they are; it must see the folder."""
+        engine, policy = self.parts.engine, self.parts.policy
+        if not isinstance(engine, ServerEngine):
+            return
+        folder = self.directory.path / "published" / f"step-{step:06d}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # of an earlier attempt
+        await asyncio.to_thread(write_hf, policy.model, policy.tokenizer, folder)
+        await engine.update_weights(folder)
+        for old in folder.parent.glob("step-*"):
+            if old != folder:
+                await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
+
     def _updating(self) -> Any:
         engine = self.parts.engine
         return engine.updating() if isinstance(engine, TorchEngine) else nullcontext()
@@ -345,15 +405,22 @@ class Driver:
             tasks = source.all(source.source.limit)
             for mode in self.config.evaluate.modes:
                 for temperature in self.config.evaluate.temperatures:
-                    result = await self.evaluate_on(tasks, cast(Mode, mode), temperature)
+                    if self.directory.has_evaluation(phase, step, name, mode, temperature):
+                        continue
+                    result = await self.evaluate_on(
+                        tasks, cast(Mode, mode), temperature, self.parts.scorers[name]
+                    )
                     self.directory.add_evaluation(phase, step, name, result)
 
-    async def evaluate_on(self, tasks: Sequence[Task], mode: Mode, temperature: float) -> Evaluated:
-        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature)
+    async def evaluate_on(
+        self, tasks: Sequence[Task], mode: Mode, temperature: float, scorer: Scorer
+    ) -> Evaluated:
+        player = replace(self.parts.player, scorer=scorer)
+        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature, held_out=True)
         make = self.parts.make_model(self.config.name)
         episodes = await asyncio.gather(
             *(
-                self.parts.player.one(
+                player.one(
                     task,
                     make(self.config.evaluate.seed * 1_000_000 + index),
                     rules,
@@ -363,6 +430,52 @@ class Driver:
             )
         )
         return evaluated_of(mode, temperature, episodes)
+
+
+def driver_of(config: TrainConfig, parts: Parts, directory: TrainDirectory, note: Note) -> Driver:
+    """The driver of the trainer that a configuration names.
+
+    Raises:
+        MissingExtra: TRL is named and not installed.
+    """
+    if config.train.trainer == "in-process":
+        return Driver(config, parts, directory, note)
+    if find_spec("trl") is None:
+        raise MissingExtra("the trainer 'trl'", "train")
+    from sandlot.train.trl_driver import TrlDriver
+
+    return TrlDriver(config, parts, directory, note)
+
+
+def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:
+    lost = [each for each in episodes if not each.rows]
+    if lost:
+        note(f"{len(lost)} warm start rollouts were lost ({lost[0].missing})")
+    return [row for each in episodes for row in each.rows]
+
+
+def _text_row(text: Text, tokenizer: Any) -> TokenRow:
+    ids: list[int] = []
+    learned: list[bool] = []
+    for piece, learn in text:
+        some = tokenizer.encode(piece, add_special_tokens=False)
+        ids += some
+        learned += [learn] * len(some)
+    return TokenRow(tuple(ids), tuple(learned), (0.0,) * len(ids))
+
+
+def _staged(
+    rows: Mapping[str, Sequence[TokenRow]], warm: WarmStart, seed: int
+) -> list[list[int]] | None:
+    if not warm.stages:
+        return None
+    kinds = [kind for kind, each in rows.items() for _ in each]
+    for stage in warm.stages:
+        lacking = [kind for kind in KINDS if getattr(stage, kind) and kind not in kinds]
+        if lacking:
+            raise ConfigError(f"warmstart.stages: there are no rows of {lacking[0]!r}")
+    shares = [(each.steps, {kind: getattr(each, kind) for kind in KINDS}) for each in warm.stages]
+    return plan_stages(kinds, shares, warm.rows_a_step, seed)
 
 
 def _warm_figures(made: SftStep) -> Mapping[str, float]:

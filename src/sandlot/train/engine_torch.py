@@ -322,9 +322,7 @@ class TorchEngine:
         copied, for its conversation may go on.
         """
         last = len(request.prompt) - 1  # the last token is always computed: it gives the draw
-        own = [
-            index for index in free if self._slots[index].ids and self._goes_on(index, request)
-        ]
+        own = [index for index in free if self._slots[index].ids and self._goes_on(index, request)]
         if own:
             best = max(own, key=lambda index: len(self._slots[index].ids))
         else:

@@ -106,9 +106,11 @@ class Batch:
         return Batch(self.ids.to(device), self.sampled.to(device), self.logprobs.to(device))
 
 
-def pad(rows: Sequence[TokenRow], pad_id: int = 0) -> Batch:
-    """Raises:
-    ValueError: no rows, or a row that was recorded without log probabilities.
+def pad(rows: Sequence[TokenRow], pad_id: int = 0, *, need_logprobs: bool = True) -> Batch:
+    """One batch of rows. Without `need_logprobs`, those that were not recorded are 0.
+
+    Raises:
+        ValueError: no rows, or a row that was recorded without log probabilities.
     """
     if not rows:
         raise ValueError("no rows to pad")
@@ -117,12 +119,13 @@ def pad(rows: Sequence[TokenRow], pad_id: int = 0) -> Batch:
     sampled = torch.zeros(shape, dtype=torch.bool)
     logprobs = torch.zeros(shape, dtype=torch.float32)
     for index, row in enumerate(rows):
-        if row.logprobs is None:
+        if row.logprobs is None and need_logprobs:
             raise ValueError(f"row {index} was recorded without log probabilities")
         length = len(row.ids)
         ids[index, :length] = torch.tensor(row.ids, dtype=torch.long)
         sampled[index, :length] = torch.tensor(row.sampled, dtype=torch.bool)
-        logprobs[index, :length] = torch.tensor(row.logprobs, dtype=torch.float32)
+        if row.logprobs is not None:
+            logprobs[index, :length] = torch.tensor(row.logprobs, dtype=torch.float32)
     return Batch(ids, sampled, logprobs.masked_fill(~sampled, 0.0))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -91,6 +91,35 @@ def plan_steps(rows: int, settings: SftSettings, seed: int) -> list[list[int]]:
     return steps
 
 
+def plan_stages(
+    kinds: Sequence[str],
+    stages: Sequence[tuple[int, Mapping[str, float]]],
+    size: int,
+    seed: int,
+) -> list[list[int]]:
+    """Which rows each step takes where a warm start goes in stages.
+
+    Args:
+        kinds: of each row.
+        stages: how many steps, and the share of each kind; a kind with a share has rows.
+        size: rows a step. All rows of a kind have been taken before one comes again.
+    """
+    rng = Random(f"sandlot stages {seed}")
+    rows = {kind: [at for at, each in enumerate(kinds) if each == kind] for kind in {*kinds}}
+    left: dict[str, list[int]] = {kind: [] for kind in rows}
+
+    def take(kind: str) -> int:
+        if not left[kind]:
+            left[kind] = rng.sample(rows[kind], len(rows[kind]))
+        return left[kind].pop()
+
+    return [
+        [take(kind) for kind in rng.choices(list(shares), list(shares.values()), k=size)]
+        for steps, shares in stages
+        for _ in range(steps)
+    ]
+
+
 def rate(step: int, of: int, settings: SftSettings) -> float:
     """The learning rate of a step, counted from 0."""
     rising = max(1, round(of * settings.warmup))
@@ -108,19 +137,21 @@ def fine_tune(
     *,
     seed: int,
     start: int = 0,
+    steps: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[SftStep]:
     """Raise the likelihood of the sampled tokens of `rows`; yields after each optimiser step.
 
-    `start` skips steps that were already made (of a run that goes on).
+    `start` skips steps that were already made (of a run that goes on). `steps` says which rows
+    each takes, in place of `plan_steps`.
     """
-    steps = plan_steps(len(rows), settings, seed)
+    steps = plan_steps(len(rows), settings, seed) if steps is None else steps
     model.train()
     for number in range(start, len(steps)):
         chosen = [rows[index] for index in steps[number]]
         tokens = sum(row.sampled_tokens for row in chosen)
         total = 0.0
         for part in batches([len(row.ids) for row in chosen], settings.token_budget):
-            batch = pad([chosen[index] for index in part])
+            batch = pad([chosen[index] for index in part], need_logprobs=False)
             loss = -model_logprobs(model, batch.to(_device(model))).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
