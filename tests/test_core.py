@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from sandlot.core.events import (
     decode_event,
     encode_event,
     fold,
+    unfold,
 )
 from sandlot.core.jsonl import JsonlWriter, read_jsonl
 from sandlot.core.types import (
@@ -343,6 +344,27 @@ def test_the_events_of_a_rollout_fold_to_its_trajectory() -> None:
 def test_a_story_may_be_folded_in_two_steps(cut: int) -> None:
     whole = story()
     assert fold(whole[cut:], fold(whole[:cut])) == fold(whole)
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+def test_a_trajectory_can_be_told_again_as_events_that_fold_to_it(length: int) -> None:
+    told = fold(story()[:length])
+    assert fold(unfold(told)) == told
+
+
+def test_reminders_and_equal_replies_keep_their_places_when_told_again() -> None:
+    same = ReplyReceived(turn(0, Message.assistant("I look.", CALL)))
+    again = ReplyReceived(turn(1, Message.assistant("I look.", CALL)))
+    reminder = MessageAdded(Message.user("Go on."), "reminder")
+    events: list[Event] = [STARTED, MessageAdded(Message.user("List.")), same]
+    events += [ToolFinished(0, RESULT), reminder, again, ToolFinished(1, RESULT)]
+    assert list(unfold(fold(events))) == events
+
+
+def test_a_trajectory_whose_messages_lack_a_reply_cannot_be_told_again() -> None:
+    told = replace(fold(story()), messages=())
+    with pytest.raises(RecordError, match="reply of turn 0"):
+        list(unfold(told))
 
 
 def test_an_interrupted_rollout_has_no_stop_reason() -> None:

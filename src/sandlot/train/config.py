@@ -185,13 +185,15 @@ class RolloutConfig:
 @dataclass(frozen=True, slots=True)
 class LearnConfig:
     """The reinforcement learning. `keep` bounds the rollouts that a step learns from: of those with
-    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was.
+    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was. The
+    rate falls in a line to `lr_end` times `lr`.
     """
 
     trainer: Literal["in-process", "trl"] = "in-process"
     steps: int = 40
     lr: float = 1e-6
     lr_warmup_steps: int = 0
+    lr_end: float = 1.0
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_norm: float = 1.0
@@ -351,7 +353,7 @@ def _read(cls: Any, table: Any, where: str, at: str) -> Any:
     known = {each.name: each for each in dataclasses.fields(cls)}
     for key in table:
         if key not in known:
-            raise unknown_name(f"{where}: key", f"{at}.{key}" if at else key, known)
+            raise unknown_name(f"{where}: {at} key" if at else f"{where}: key", key, known)
     values = {}
     for name, each in known.items():
         here = f"{at}.{name}" if at else name

@@ -30,7 +30,7 @@ from sandlot.train.base import Episode, Note
 from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
-from sandlot.train.directory import TrainDirectory
+from sandlot.train.directory import HELD_OUT, TrainDirectory
 from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
 from sandlot.train.export import write_hf
@@ -334,7 +334,8 @@ class Driver:
 
     def _rate(self, number: int) -> float:
         learn = self.config.train
-        return learn.lr * min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        rising = min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        return learn.lr * rising * (1 - (1 - learn.lr_end) * number / learn.steps)
 
     def _update(
         self, rows: Sequence[tuple[TokenRow, float]], normaliser: float, rollouts: int, lr: float
@@ -423,7 +424,7 @@ class Driver:
                     task,
                     make(self.config.evaluate.seed * 1_000_000 + index),
                     rules,
-                    group="held-out",
+                    group=HELD_OUT,
                 )
                 for index, task in enumerate(tasks)
             )

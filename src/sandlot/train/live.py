@@ -120,8 +120,10 @@ def _learned(figures: Mapping[str, float]) -> Iterator[str]:
 
 def evaluation_table(evaluations: Sequence[Mapping[str, Any]], title: str = "Held out") -> Table:
     """The lines of `evaluations.jsonl` as a table, each mean with its 95 % interval."""
-    columns = ("set", "mode", "T", "after", "reward (95 %)", "turns", "tokens", "submitted")
-    columns = (*columns, "scored")
+    columns = (
+        *("set", "mode", "T", "after", "reward (95 %)"),
+        *("turns", "tokens", "submitted", "scored"),
+    )
     return Table(title, columns, tuple(map(_evaluation_row, evaluations)), 2)
 
 
@@ -165,6 +167,8 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}h{minute:02}m" if hours else f"{minute}m{second:02}s"

@@ -35,18 +35,23 @@ text{{fill:#1c2733}} .title{{font-size:17px;font-weight:600}} .name{{font-weight
 .tick,.sub{{fill:#5b6b7a;font-size:11px}} .grid{{stroke:#e3e8ee}} .axis{{stroke:#9aa7b4}}
 .line{{fill:none;stroke:currentColor;stroke-width:2}}
 .pale{{fill:none;stroke:currentColor;opacity:.3}}
-.dot{{fill:currentColor}} .whisker{{stroke:currentColor;stroke-width:1.4}}
+.dot{{fill:currentColor}} .ring{{fill:#fff;stroke:currentColor;stroke-width:1.6}}
+.whisker{{stroke:currentColor;stroke-width:1.4}}
 {"".join(f".c{at}{{color:{colour}}}" for at, colour in enumerate(COLOURS))}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """`points` are (step, value); `intervals` (low, high) stand beside marks of evaluations."""
+    """`points` are (step, value); `intervals` (low, high) stand beside marks of evaluations.
+
+    Series of one name share a colour; `hollow` tells those of another mode apart.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     intervals: tuple[tuple[float, float] | None, ...] = ()
+    hollow: bool = False
 
     @property
     def marked(self) -> bool:
@@ -95,7 +100,9 @@ def panels_of(
         return tuple(each for each in found if each.points)
 
     yield Panel("Reward in training", of("reward|reward"), top=1.0)
-    yield Panel("Held-out reward, with 95 % intervals", _held_out(held_out, "reward"), top=1.0)
+    modes = {line["mode"] for line in held_out}
+    both = " (hollow: mode llm)" if len(modes) > 1 else ""
+    yield Panel(f"Held-out reward, 95 % intervals{both}", _held_out(held_out, "reward"), top=1.0)
     yield Panel("Turns a rollout", of("turns|turns"))
     yield Panel("Held-out turns", _held_out(held_out, "turns", modes=("sandbox",)))
     yield Panel("Tokens sampled a rollout", of("tokens|tokens"))
@@ -147,7 +154,7 @@ def _held_out(
         ]
         points = tuple((float(row["step"]), float(row[figure])) for row in rows)
         known = tuple(_interval(row) if figure == "reward" else None for row in rows)
-        found.append(Series(f"{name}, {mode}" if many else name, points, known))
+        found.append(Series(name, points, known, hollow=many and mode == "llm"))
     return tuple(each for each in found if each.points)
 
 
@@ -179,16 +186,17 @@ def drawing(panels: Sequence[Panel], title: str, about: str) -> Drawing:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Values to pixels of a panel."""
+    """Values to pixels of a panel; `inset` keeps marks off its edges."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     log: bool
+    inset: float = 0.0
 
     def across(self, step: float) -> float:
         low, high = self.x
         share = (step - low) / (high - low) if high > low else 0.5
-        return _LEFT + share * (PANEL_WIDE - _LEFT - _RIGHT)
+        return _LEFT + self.inset + share * (PANEL_WIDE - _LEFT - _RIGHT - 2 * self.inset)
 
     def down(self, value: float) -> float:
         low, high = self.y
@@ -202,36 +210,47 @@ def _panel(panel: Panel) -> str:
     frame = _frame(panel)
     parts = [f'<text x="2" y="14" class="name">{text(panel.title)}</text>', _legend(panel.series)]
     parts += _grid(frame)
+    colours = _colours(panel.series)
     for at, series in enumerate(panel.series):
         shift = (at - (len(panel.series) - 1) / 2) * 3 if series.marked else 0.0
         inner = _marks(series, frame, shift) if series.marked else _line(series, frame)
-        parts.append(f'<g class="c{at % len(COLOURS)}">{inner}</g>')
+        parts.append(f'<g class="{colours[series.name]}">{inner}</g>')
     return "".join(parts)
+
+
+def _colours(series: Sequence[Series]) -> dict[str, str]:
+    names = dict.fromkeys(each.name for each in series)
+    return {name: f"c{at % len(COLOURS)}" for at, name in enumerate(names)}
 
 
 def _frame(panel: Panel) -> _Frame:
     steps = [step for series in panel.series for step, _ in series.points]
     values = [value for series in panel.series for _, value in series.points]
     values += [end for series in panel.series for pair in series.intervals if pair for end in pair]
-    x = (min(0.0, *steps) if any(s.marked for s in panel.series) else min(steps), max(steps))
+    marked = any(each.marked for each in panel.series)
+    x = (min(0.0, *steps) if marked else min(steps), max(steps))
+    inset = 3.0 * len(panel.series) if marked else 0.0
     if panel.log:
         positive = [value for value in values if value > 0] or [1.0]
         low = 10.0 ** math.floor(math.log10(min(positive)))
-        return _Frame(x, (low, max(10.0 ** math.ceil(math.log10(max(positive))), low * 10)), True)
+        return _Frame(
+            x, (low, max(10.0 ** math.ceil(math.log10(max(positive))), low * 10)), True, inset
+        )
     top = panel.top if panel.top is not None else max(values) * 1.08
-    return _Frame(x, (0.0, top or 1.0), False)
+    return _Frame(x, (0.0, top or 1.0), False, inset)
 
 
 def _legend(series: Sequence[Series]) -> str:
-    if len(series) < 2:
+    colours = _colours(series)
+    if len(colours) < 2:
         return ""
     parts, x = [], 2.0
-    for at, each in enumerate(series):
+    for name, css in colours.items():
         parts.append(
-            f'<g class="c{at % len(COLOURS)}"><rect x="{x:g}" y="23" width="9" height="9" rx="2" '
-            f'class="dot"/></g><text x="{x + 13:g}" y="32" class="sub">{text(each.name)}</text>'
+            f'<g class="{css}"><rect x="{x:g}" y="23" width="9" height="9" rx="2" class="dot"/></g>'
+            f'<text x="{x + 13:g}" y="32" class="sub">{text(name)}</text>'
         )
-        x += 24 + 5.9 * len(each.name)
+        x += 30 + 6.3 * len(name)
     return "".join(parts)
 
 
@@ -293,13 +312,16 @@ def _marks(series: Series, frame: _Frame, shift: float) -> str:
         for (step, _), pair in zip(series.points, series.intervals, strict=True)
         if pair is not None
     )
-    return joined + whiskers + "".join(_dot(*each, frame, shift) for each in series.points)
+    dots = (_dot(*each, frame, shift, hollow=series.hollow) for each in series.points)
+    return joined + whiskers + "".join(dots)
 
 
-def _dot(step: float, value: float, frame: _Frame, shift: float) -> str:
+def _dot(step: float, value: float, frame: _Frame, shift: float, *, hollow: bool = False) -> str:
     x, y = frame.across(step) + shift, frame.down(value)
+    css = "ring" if hollow else "dot"
     return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="dot"><title>{value:.4g}</title></circle>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{css}">'
+        f"<title>{value:.4g}</title></circle>"
     )
 
 
