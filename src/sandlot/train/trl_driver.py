@@ -166,10 +166,20 @@ class TrlDriver(Driver):
     def evaluate_if_due(self) -> None:
         """What was evaluated before a run was interrupted is left out."""
         step = self._number()
-        if step and self._due(step):
+        if not step or not self._due(step):
+            return
+        self._send_weights()
+        if self._first:
             assert self._loop is not None
             coming = self._evaluate("train", step)
             asyncio.run_coroutine_threadsafe(coming, self._loop).result()
+
+    def _send_weights(self) -> None:
+        """To a vLLM server, by all processes together; TRL itself does so only before rollouts."""
+        trainer: Any = self._trainer
+        if trainer.use_vllm and trainer._last_loaded_step != trainer.state.global_step:
+            trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
 
     def save_weights(self) -> None:
         assert self._trainer is not None
@@ -226,12 +236,11 @@ class _Teller(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._driver.save_weights()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        whole = state.global_step % self._driver.config.trl.updates == 0
-        if state.is_world_process_zero and whole:
+        if state.global_step % self._driver.config.trl.updates == 0:
             self._driver.evaluate_if_due()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and not control.should_training_stop:
+        if state.global_step == state.max_steps:
             self._driver.evaluate_if_due()
 
 
