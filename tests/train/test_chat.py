@@ -41,6 +41,7 @@ from sandlot.models.local import (
     text_messages,
 )
 from sandlot.models.openai_wire import encode_tools
+from sandlot.models.text_form import FORMS
 from sandlot.train.base import SAMPLED_IDS, Ids
 from sandlot.train.chat import TemplateFormat, load_tokenizer
 
@@ -438,8 +439,7 @@ def test_smollm2_sees_in_training_what_it_sees_when_served(form: Any) -> None:
     if form == "text":
         served = text_messages(messages, describe_tools(TOOLS, roomy=True))
     else:
-        listing = fenced.render_tools(TOOLS)
-        served = text_messages([fenced.to_text_message(each) for each in messages], listing)
+        served = text_messages(messages, fenced.render_tools(TOOLS), FORMS["fenced"])
     whole = chat.tokenizer.apply_chat_template(served, add_generation_prompt=True, tokenize=False)
     assert whole.startswith("<|im_start|>system\nUse the computer.\n\n")
     assert chat.render(messages, TOOLS) == ids_of(chat, whole)
@@ -457,8 +457,7 @@ def test_llama_cpp_counts_the_very_same_tokens() -> None:
     reply = sampled(chat, chat.write(Message.assistant("", COUNT), TOOLS))
     talk += [reply, *results(reply, "3 input/a.txt\n  \n\n\tx")]
     ids = chat.render(talk, TOOLS)
-    plain = [fenced.to_text_message(each) for each in talk]
-    served = text_messages(plain, fenced.render_tools(TOOLS))
+    served = text_messages(talk, fenced.render_tools(TOOLS), FORMS["fenced"])
     with shared_engine(file) as server:
         asked = {"messages": served, "max_tokens": 1, "temperature": 0}
         in_words = server.handle_chat_completions(asked)

@@ -260,6 +260,29 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_where_an_unbroken_one_does(
     assert farthest(weights_of(whole), weights_of(again)) < 1e-6
 
 
+@pytest.mark.parametrize("drift", [0.0, 0.5])
+def test_the_distance_between_engine_and_trainer_is_told(drift: float, tmp_path: Path) -> None:
+    """0 but for rounding where the same policy drew, up to the drift where another one did."""
+    trainer = trainer_of(tiny_qwen3(), episodes_of(FULL, drift=drift), tmp_path)
+    trainer.train()
+    told = trainer.state.log_history[0]
+    assert told["rollouts/learned_tokens"] == 82
+    assert drift * 0.9 <= told["rollouts/gap_max"] < drift + 1e-5
+    assert drift * 0.4 <= told["rollouts/gap_mean"] < drift * 0.6 + 1e-5
+
+
+def test_the_policy_is_at_rest_while_rollouts_are_played_and_learns_afterwards(
+    tmp_path: Path,
+) -> None:
+    """A model that checkpoints its activations in training would do so while it draws."""
+    episodes, states = episodes_of(FULL), []
+    trainer = trainer_of(tiny_qwen3(), episodes, tmp_path)
+    play = trainer._play
+    trainer._play = lambda *asked: (states.append(trainer.model.training), play(*asked))[1]
+    scored(trainer, episodes)
+    assert (states, trainer.model.training) == ([False], True)
+
+
 # What the hook hands over.
 
 
@@ -314,9 +337,14 @@ def test_of_several_rows_the_largest_is_kept_and_the_others_are_counted(tmp_path
 
 def test_what_trl_does_not_say_about_the_rollouts_is_told(tmp_path: Path) -> None:
     episodes = episodes_of(MISSING)
+    heard: list[Any] = []
     trainer = trainer_of(tiny_qwen3(), episodes, tmp_path)
+    trainer._on_rollouts = lambda *said: heard.append(said)
     scored(trainer, episodes)
     told = {key: value for key, [*_, value] in trainer._metrics["train"].items()}
+    assert [found.values for _, found in heard] == [
+        group_advantages([e.group for e in episodes], [e.reward for e in episodes]).values
+    ]
     assert told["rollouts/missing"] == 6
     assert told["rollouts/reward"] == pytest.approx((1 + 0.25 + 0 + 0.5 + 1 + 1) / 6)
     assert told["rollouts/useful_groups"] == pytest.approx(2 / 3)

@@ -260,7 +260,7 @@ async def _train(
     quiet_libraries()
     from sandlot.train.assemble import assemble
     from sandlot.train.directory import TrainDirectory
-    from sandlot.train.driver import Driver
+    from sandlot.train.driver import driver_of
     from sandlot.train.provenance import made_with
 
     config, directory = prepared.config, prepared.directory
@@ -285,7 +285,7 @@ async def _train(
             directory.adopt(config, made)
             view.note(f"run: {directory.path}")
             directory.told = view.told
-            await Driver(config, parts, directory, view.note).run()
+            await driver_of(config, parts, directory, view.note).run()
     finally:
         await parts.close()
 

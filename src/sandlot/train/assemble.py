@@ -178,6 +178,8 @@ def _engine(config: TrainConfig, policy: Policy) -> TokenEngine:
         str(wanted.url),
         model=wanted.model or config.model.source,
         context_tokens=wanted.context_tokens,
+        api_key=os.environ.get(wanted.key) if wanted.key else None,
+        processed_logprobs=wanted.processed_logprobs,
     )
 
 
@@ -187,17 +189,25 @@ def rules_of(
     *,
     mode: Literal["sandbox", "llm"] | None = None,
     temperature: float | None = None,
+    held_out: bool = False,
 ) -> Rules:
-    """How rollouts are played: as in training, or in another mode or at another temperature."""
-    rollout = config.rollout
+    """How rollouts are played: as in training, or in another mode or at another temperature.
+
+    `held_out` rollouts keep to the shares of the vocabulary that evaluations draw from.
+    """
+    rollout, evaluate = config.rollout, config.evaluate
     mode = mode or rollout.mode
-    extra = {"top_k": rollout.top_k} if rollout.top_k else {}
+    top_p, top_k = rollout.top_p, rollout.top_k
+    if held_out:
+        top_p = top_p if evaluate.top_p is None else evaluate.top_p
+        top_k = top_k if evaluate.top_k is None else evaluate.top_k
+    extra = {"top_k": top_k} if top_k else {}
     profile = parts.profiles[mode]
     return Rules(
         profile=profile,
         sampling=Sampling(
             temperature=rollout.temperature if temperature is None else temperature,
-            top_p=rollout.top_p,
+            top_p=top_p,
             reply_tokens=rollout.reply_tokens or profile.reply_tokens,
             extra_body=extra,
         ),

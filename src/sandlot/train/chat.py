@@ -22,10 +22,11 @@ from typing import Any, Literal
 
 from sandlot.core.errors import ConfigError, ModelError
 from sandlot.core.types import Message, Role, TextPart, ToolCall
-from sandlot.models import fenced, hermes
+from sandlot.models import hermes
 from sandlot.models.base import ToolSpec
-from sandlot.models.local import describe_tools
+from sandlot.models.local import describe_tools, text_messages
 from sandlot.models.openai_wire import encode_tools, part_text
+from sandlot.models.text_form import FORMS
 from sandlot.train.base import SAMPLED_IDS, Ids
 
 ToolForm = Literal["native", "text", "fenced"]
@@ -97,7 +98,7 @@ class TemplateFormat:
         self.tokenizer = tokenizer
         self._form: ToolForm = tool_form
         self._template = _Template.of(tokenizer, template, template_args or {})
-        self._describe = describe or _DESCRIBE.get(tool_form)
+        self._describe = describe or _DESCRIBE[tool_form]
         self._cache = _Cache(CACHED_IDS)
         self._joins_users = self._calls_as_json = False
         try:
@@ -143,7 +144,9 @@ class TemplateFormat:
         Raises:
             ConfigError: the template does not write a reply where its generation prompt ends.
         """
-        known = _tools_key(tools)
+        return self._canonical(reply, tools, _tools_key(tools))
+
+    def _canonical(self, reply: Message, tools: Sequence[ToolSpec], known: str) -> Ids:
         key = ("write", known, _message_key(reply))
         return self._cache.get(key, lambda: self._written(reply, tools))
 
@@ -159,8 +162,7 @@ class TemplateFormat:
         sampled: Sequence[int] | None = reply.extra.get(SAMPLED_IDS)
         if sampled is not None:
             return sampled or (self._end_id,)
-        key = ("write", known, _message_key(reply))
-        return self._cache.get(key, lambda: self._written(reply, tools))
+        return self._canonical(reply, tools, known)
 
     def _written(self, reply: Message, tools: Sequence[ToolSpec]) -> Ids:
         prompt, text = self._reply_text(reply, tools)
@@ -246,14 +248,8 @@ class TemplateFormat:
         if self._form == "native":
             names = {call.id: call.name for call in calls}
             return [_native_message(message, names) for message in messages]
-        convert = fenced.to_text_message if self._form == "fenced" else hermes.to_text_message
-        plain = [convert(message) for message in messages]
-        rendered = [{"role": item.role.value, "content": item.text} for item in plain]
-        listing = self._describe(tools) if opening and tools and self._describe else ""
-        if listing and rendered and rendered[0]["role"] == "system":
-            rendered[0]["content"] += "\n\n" + listing
-        elif listing:
-            rendered.insert(0, {"role": "system", "content": listing})
+        listing = self._describe(tools) if opening and tools else ""
+        rendered = text_messages(messages, listing, FORMS[self._form])
         return _joined(rendered) if self._joins_users else rendered
 
     def _native(self, tools: Sequence[ToolSpec]) -> list[dict[str, Any]] | None:
@@ -275,10 +271,10 @@ class TemplateFormat:
         return replace(message, extra={**message.extra, SAMPLED_IDS: kept})
 
     def _parse(self, text: str, tools: Sequence[ToolSpec]) -> Message:
-        if self._form == "fenced":
-            return _after_thought(text, lambda rest: fenced.parse_message(rest, tools, _no_id))
-        if self._form == "native" and self._calls_as_json:
-            return _after_thought(text, _parse_json_calls)
+        if self._form != "native":
+            return FORMS[self._form].read(text, tools, _no_id)
+        if self._calls_as_json:
+            return _parse_json_calls(text)
         return hermes.parse_message(text, _no_id)
 
     # What the template is like, found out once.
@@ -369,8 +365,9 @@ class TemplateFormat:
 
 
 _DESCRIBE: dict[str, Callable[[Sequence[ToolSpec]], str]] = {
+    "native": lambda tools: "",
     "text": lambda tools: describe_tools(tools, roomy=True),
-    "fenced": fenced.render_tools,
+    "fenced": FORMS["fenced"].render_tools,
 }
 _NO_TOOLS = (
     'the chat template {what}; set tool_form = "text" (or "fenced"), or give a template that '
@@ -546,25 +543,14 @@ def _no_id() -> str:
     return ""
 
 
-def _after_thought(text: str, parse: Callable[[str], Message]) -> Message:
-    """The message of what follows a leading thinking block, with the thought beside it."""
-    thought, rest = hermes.split_reasoning(text)
-    message = parse(rest)
-    if thought is None:
-        return message
-    extra = {**message.extra, hermes.AS_WRITTEN: text}
-    return replace(message, reasoning=thought, extra=extra)
-
-
 def _parse_json_calls(text: str) -> Message:
     """A message in Llama 3's form: the reply is a JSON object of `name` and `parameters`.
 
     Several objects may follow each other, by `;` or white space. A reply that begins like such
     an object and is none is a malformed call; text after the last object stays text.
     """
-    rest = text.strip().removeprefix(_PYTHON_TAG).lstrip()
-    if not rest.startswith("{"):
-        return Message.assistant(text)
+    thought, rest = hermes.split_reasoning(text)
+    rest = rest.strip().removeprefix(_PYTHON_TAG).lstrip()
     calls: list[ToolCall] = []
     while rest.startswith("{"):
         value, end = _decode(rest)
@@ -573,9 +559,9 @@ def _parse_json_calls(text: str) -> Message:
             break
         calls.append(call or _malformed(rest[:end]))
         rest = rest[end:].lstrip(" \t\r\n;")
-    if not calls:
+    if not calls and thought is None:
         return Message.assistant(text)
-    said = Message.assistant(rest.strip(), *calls)
+    said = Message.assistant(rest.strip(), *calls, reasoning=thought)
     return replace(said, extra={hermes.AS_WRITTEN: text})
 
 

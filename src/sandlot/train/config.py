@@ -105,11 +105,17 @@ class SandboxConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout."""
+    """Who draws tokens: this process, or a server. `context_tokens` is the room of one rollout.
+
+    `key` names the variable that holds a server's key. `processed_logprobs` says that vLLM was
+    started with `--logprobs-mode processed_logprobs`, which draws below all tokens need.
+    """
 
     kind: Literal["torch", "vllm", "sglang"] = "torch"
     url: str | None = None
     model: str | None = None
+    key: str | None = None
+    processed_logprobs: bool = False
     slots: int = 32
     context_tokens: int = 2048
     threads: int | None = None
@@ -179,13 +185,15 @@ class RolloutConfig:
 @dataclass(frozen=True, slots=True)
 class LearnConfig:
     """The reinforcement learning. `keep` bounds the rollouts that a step learns from: of those with
-    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was.
+    an advantage that many are drawn, and weigh more for it, so that the mean stays what it was. The
+    rate falls in a line to `lr_end` times `lr`.
     """
 
     trainer: Literal["in-process", "trl"] = "in-process"
     steps: int = 40
     lr: float = 1e-6
     lr_warmup_steps: int = 0
+    lr_end: float = 1.0
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.0
     max_norm: float = 1.0
@@ -197,12 +205,32 @@ class LearnConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TrlConfig:
+    """What TRL's trainer needs beside `train`; see `trl_trainer.TrlSettings` for each of them.
+
+    `extra` goes to TRL's configuration as it is (`bf16`, `fsdp`, `deepspeed`, ...).
+    """
+
+    rows: int = 1
+    updates: int = 1
+    processes: int = 1
+    old_logprobs: Literal["drawn", "trainer"] = "trainer"
+    several_rows: Literal["largest", "refuse"] = "largest"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Held-out evaluation every `every` steps (and before and after) in each of `modes`."""
+    """Held-out evaluation every `every` steps (and before and after) in each of `modes`.
+
+    `top_p` and `top_k` are those of the training rollouts unless they are given.
+    """
 
     every: int = 10
     modes: tuple[str, ...] = ("sandbox",)
     temperatures: tuple[float, ...] = (1.0,)
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 77
 
 
@@ -219,6 +247,7 @@ class TrainConfig:
     warmstart: WarmStart | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: LearnConfig = field(default_factory=LearnConfig)
+    trl: TrlConfig = field(default_factory=TrlConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
@@ -435,6 +464,18 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         ),
         (len(train.betas) != 2, "train.betas must be two numbers"),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
+        (
+            train.trainer == "trl" and train.keep is not None,
+            "train.keep: TRL learns from every rollout; leave it out, or train in-process",
+        ),
+        (
+            train.trainer == "trl" and rollout.reward == "coin",
+            "rollout.reward 'coin' is for the in-process trainer",
+        ),
+        (
+            train.trainer == "trl" and engine.kind == "sglang",
+            "engine.kind 'sglang': TRL sends its weights to vLLM only",
+        ),
         (
             warm is not None and not any(getattr(warm, kind) for kind in KINDS),
             "warmstart learns from nothing: give clerks, drills, texts, answers or rows",

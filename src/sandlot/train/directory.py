@@ -31,7 +31,7 @@ from sandlot.core.jsonl import JsonlWriter, read_jsonl
 from sandlot.core.store import slugify, to_toml
 from sandlot.core.types import Trajectory
 from sandlot.train.base import Episode
-from sandlot.train.config import TrainConfig, differences, digest
+from sandlot.train.config import TrainConfig, changed_config, differences, digest
 from sandlot.train.curves import Evaluated
 from sandlot.train.records import write_records
 
@@ -94,7 +94,7 @@ class TrainDirectory:
         if manifest.get("version") != VERSION:
             raise InputError(f"{path}: written by another version ({manifest.get('version')!r})")
         if config is not None and not force:
-            odd = differences(manifest["config"], to_json(config))
+            odd = differences(_as_of_now(manifest["config"]), to_json(config))
             if odd:
                 raise ConfigError(
                     f"{path} was begun with another configuration: {'; '.join(odd[:5])}. Go on "
@@ -113,7 +113,7 @@ class TrainDirectory:
     def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None:
         """Go on with another configuration; the manifest keeps what was changed, and by what."""
         manifest = self.manifest()
-        odd = differences(manifest["config"], to_json(config))
+        odd = differences(_as_of_now(manifest["config"]), to_json(config))
         if odd:
             change = {"values": odd, **made_with}
             changes = [*manifest.get("changes", ()), change]
@@ -173,12 +173,13 @@ class TrainDirectory:
         self._append("measured.jsonl", line)
         return line
 
-    def add_records(self, step: int, episodes: Sequence[Episode], model: str = "") -> None:
+    def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
         folder = self.path / "records"
         folder.mkdir(exist_ok=True)
         file = folder / f"step-{step:06d}.jsonl"
         file.unlink(missing_ok=True)  # of a step that a kill interrupted
-        write_records(file, episodes, step=step, model=model)
+        name = str(self.manifest()["config"]["name"])
+        write_records(file, episodes, step=step, model=name)
 
     def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""
@@ -269,6 +270,20 @@ class TrainDirectory:
 
 def _asked(config: TrainConfig) -> dict[str, Any]:
     return {"config": to_json(config), "digest": digest(config)}
+
+
+def _kind(episode: Episode) -> str:
+    """`step-000001` for a rollout of training, whose group begins with its step, else its group."""
+    step = episode.group.partition(".")[0]
+    return f"step-{int(step):06d}" if step.isdigit() else slugify(episode.group)
+
+
+def _as_of_now(stored: Mapping[str, Any]) -> Any:
+    """A stored configuration with the defaults of keys that came after it was stored."""
+    try:
+        return to_json(changed_config(stored, {}, "manifest.json"))
+    except ConfigError:
+        return stored
 
 
 def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:

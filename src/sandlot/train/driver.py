@@ -8,17 +8,19 @@ One process, one device. For several, `trl_trainer` hands the same rollouts to T
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError, ModelError, SandboxError
+from sandlot.core.errors import ConfigError, MissingExtra, ModelError, SandboxError
 from sandlot.core.tokens import TokenRow
 from sandlot.core.types import Message, StopReason, Task
 from sandlot.scoring.base import Scorer
@@ -29,7 +31,9 @@ from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
 from sandlot.train.directory import HELD_OUT, TrainDirectory
+from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
+from sandlot.train.export import write_hf
 from sandlot.train.lessons import Text, lessons_of
 from sandlot.train.objective import (
     Advantages,
@@ -89,6 +93,7 @@ class Driver:
                 await self._warm_start(self.config.warmstart, step)
             self._save("train", 0)
             step = 0
+        await self._publish(step)
         if self._due(step):  # what an interrupted run had evaluated already is left out
             await self._evaluate("train", step)
         await self._reinforce(step)
@@ -247,13 +252,15 @@ class Driver:
             played = time.monotonic()
             advantages = self._advantages(episodes, number)
             learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
+            if learned is not None:
+                await self._publish(number + 1)
             figures = step_figures(episodes, advantages)
             figures |= {
                 "rollout_s": played - began,
                 "update_s": time.monotonic() - played,
                 **({} if learned is None else _learned_figures(learned)),
             }
-            self.directory.add_records(number + 1, episodes, self.config.name)
+            self.directory.add_records(number + 1, episodes)
             self.directory.add_step("train", number + 1, figures)
             last = number + 1 == learn.steps
             if last or (number + 1) % learn.checkpoint_every == 0:
@@ -275,7 +282,8 @@ class Driver:
         ours = episodes[0].stop_reason == StopReason.MODEL_ERROR.value
         raise ModelError(said) if ours else SandboxError(said)
 
-    async def _rollouts(self, number: int) -> list[Episode]:
+    async def _rollouts(self, number: int, places: range | None = None) -> list[Episode]:
+        """The rollouts of a step, or of the tasks at some places of it."""
         rollout = self.config.rollout
         tasks = self.parts.train.step(number, rollout.tasks_a_step)
         rules = rules_of(self.config, self.parts)
@@ -292,6 +300,7 @@ class Driver:
                     seed=seed + place,
                 )
                 for place, task in enumerate(tasks)
+                if places is None or place in places
             )
         )
         return [episode for group in groups for episode in group]
@@ -325,7 +334,8 @@ class Driver:
 
     def _rate(self, number: int) -> float:
         learn = self.config.train
-        return learn.lr * min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        rising = min(1.0, (number + 1) / (learn.lr_warmup_steps + 1))
+        return learn.lr * rising * (1 - (1 - learn.lr_end) * number / learn.steps)
 
     def _update(
         self, rows: Sequence[tuple[TokenRow, float]], normaliser: float, rollouts: int, lr: float
@@ -369,6 +379,19 @@ class Driver:
             sums["clipped"] / tokens,
         )
 
+    async def _publish(self, step: int) -> None:
+        """Let a server that draws for us load the weights as they are; it must see the folder."""
+        engine, policy = self.parts.engine, self.parts.policy
+        if not isinstance(engine, ServerEngine):
+            return
+        folder = self.directory.path / "published" / f"step-{step:06d}"
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # of an earlier attempt
+        await asyncio.to_thread(write_hf, policy.model, policy.tokenizer, folder)
+        await engine.update_weights(folder)
+        for old in folder.parent.glob("step-*"):
+            if old != folder:
+                await asyncio.to_thread(shutil.rmtree, old, ignore_errors=True)
+
     def _updating(self) -> Any:
         engine = self.parts.engine
         return engine.updating() if isinstance(engine, TorchEngine) else nullcontext()
@@ -393,7 +416,7 @@ class Driver:
         self, tasks: Sequence[Task], mode: Mode, temperature: float, scorer: Scorer
     ) -> Evaluated:
         player = replace(self.parts.player, scorer=scorer)
-        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature)
+        rules = rules_of(self.config, self.parts, mode=mode, temperature=temperature, held_out=True)
         make = self.parts.make_model(self.config.name)
         episodes = await asyncio.gather(
             *(
@@ -407,6 +430,21 @@ class Driver:
             )
         )
         return evaluated_of(mode, temperature, episodes)
+
+
+def driver_of(config: TrainConfig, parts: Parts, directory: TrainDirectory, note: Note) -> Driver:
+    """The driver of the trainer that a configuration names.
+
+    Raises:
+        MissingExtra: TRL is named and not installed.
+    """
+    if config.train.trainer == "in-process":
+        return Driver(config, parts, directory, note)
+    if find_spec("trl") is None:
+        raise MissingExtra("the trainer 'trl'", "train")
+    from sandlot.train.trl_driver import TrlDriver
+
+    return TrlDriver(config, parts, directory, note)
 
 
 def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:

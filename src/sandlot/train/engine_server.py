@@ -13,7 +13,8 @@ What the server must be started with:
              --lora-target-modules …. SGLANG_RETURN_ORIGINAL_LOGPROB must not be set. It heeds
              a draw's seed only with --enable-deterministic-inference.
 
-Sources: vLLM, entrypoints/openai/completion/protocol.py and entrypoints/serve (lora, dev/rpc);
+Sources: vLLM, entrypoints/openai/completion/protocol.py, entrypoints/serve (lora, dev/rpc) and
+`reload_weights` of v1/worker/gpu_model_runner.py, which must know `weights_path`;
 SGLang, srt/managers/io_struct.py (GenerateReqInput, UpdateWeightFromDiskReqInput).
 """
 

@@ -14,7 +14,6 @@ from typing import Any
 from sandlot.agent.prompts import Profile, first_messages
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Message, Task, TextPart, ToolCall
-from sandlot.models.base import ToolSpec
 from sandlot.tools import default_tools
 from sandlot.train.chat import ToolForm
 from sandlot.train.config import RandomModel
@@ -67,7 +66,7 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags: as Qwen models know."""
+"""Turns between `<|im_start|>` and `<|im_end|>`, calls as JSON between tags, as of Qwen models."""
 
 
 def make_random(

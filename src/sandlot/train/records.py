@@ -135,11 +135,7 @@ def split(row: TokenRow) -> Split:
 
 
 def recorded_of(line: Mapping[str, Any]) -> Recorded:
-    """The rollout of one line of the file.
-
-    Raises:
-        RecordError: it is no such record; names the field.
-    """
+    """What a line of the file says. Raises RecordError, naming the field."""
     group = _field(line, "group", str)
     episode = Episode(
         group,

@@ -57,10 +57,13 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from sandlot.core.errors import ConfigError
 from sandlot.core.tokens import TokenRow
 from sandlot.train.base import Episode
-from sandlot.train.objective import CLIP_HIGH, CLIP_LOW, group_advantages
+from sandlot.train.objective import CLIP_HIGH, CLIP_LOW, Advantages, group_advantages
 
 Play = Callable[[list[str], int], Sequence[Episode]]
 """Runs `repeats` rollouts of each task id: those of the first task, then of the next."""
+
+OnRollouts = Callable[[Sequence[Episode], Advantages], None]
+"""Gets the rollouts of a step of all processes with their advantages, on the main process."""
 
 _KEPT_SETTINGS = frozenset(
     {
@@ -78,6 +81,7 @@ _KEPT_SETTINGS = frozenset(
         "per_device_train_batch_size",
         "reward_weights",
         "scale_rewards",
+        "shuffle_dataset",
         "steps_per_generation",
         "temperature",
     }
@@ -101,6 +105,8 @@ class TrlSettings:
     updates: int = 1
     processes: int = 1
     learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     temperature: float = 1.0
@@ -149,7 +155,7 @@ def grpo_config(settings: TrlSettings) -> GRPOConfig:
     chosen: dict[str, Any] = {
         "bf16": False,
         "disable_tqdm": True,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "constant_with_warmup",
         "logging_steps": 1,
         "report_to": "none",
         "save_strategy": "no",
@@ -166,10 +172,14 @@ def grpo_config(settings: TrlSettings) -> GRPOConfig:
         num_generations=k,
         max_steps=settings.steps * settings.updates,
         learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         temperature=settings.temperature,
         seed=settings.seed,
+        shuffle_dataset=False,
         loss_type="luspo",
         importance_sampling_level="token",
         epsilon=settings.clip_low,
@@ -190,9 +200,13 @@ def grpo_config(settings: TrlSettings) -> GRPOConfig:
 class SandlotTrainer(GRPOTrainer):  # type: ignore[misc, unused-ignore]
     """`GRPOTrainer` with our rollouts and exact advantages. Make one with `make_trainer`."""
 
-    def __init__(self, play: Play, settings: TrlSettings, **arguments: Any) -> None:
-        self._play, self._settings = play, settings
+    def __init__(
+        self, play: Play, settings: TrlSettings, on_rollouts: OnRollouts, **arguments: Any
+    ) -> None:
+        self._play, self._settings, self._on_rollouts = play, settings, on_rollouts
         self._episodes: Sequence[Episode] = ()
+        self._logps: Tensor | None = None
+        self._gap = _Gap()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             super().__init__(
@@ -206,7 +220,13 @@ class SandlotTrainer(GRPOTrainer):  # type: ignore[misc, unused-ignore]
         """TRL's hook: the prompts are task ids, each as often in a row as a group is large."""
         k = self._settings.rollouts
         task_ids = prompts[::k]
-        episodes = self._play(task_ids, k)
+        model: Any = self.model
+        learning = model.training
+        model.eval()
+        try:
+            episodes = self._play(task_ids, k)
+        finally:
+            model.train(learning)
         wanted = [task_id for task_id in task_ids for _ in range(k)]
         found = [episode.task_id for episode in episodes]
         if found != wanted or wanted != prompts:
@@ -228,29 +248,66 @@ class SandlotTrainer(GRPOTrainer):  # type: ignore[misc, unused-ignore]
 
     def _exact_advantages(self) -> Tensor:
         """Leave-one-out, times rows / rollouts with a reward over all processes."""
-        found = group_advantages(
-            [episode.group for episode in self._episodes],
-            [episode.reward for episode in self._episodes],
-        )
-        figures = {
-            "rows": float(len(found.values)),
-            "present": float(found.rollouts),
-            "groups": float(found.groups),
-            "useful": float(found.groups - found.equal - found.alone),
-            "reward": sum(e.reward for e in self._episodes if e.reward is not None),
-            "rows_left_aside": float(sum(max(0, len(e.rows) - 1) for e in self._episodes)),
-        }
-        total = {key: sum(each[key] for each in gather_object([figures])) for key in figures}
-        self._tell(total)
-        factor = total["rows"] / total["present"] if total["present"] else 0.0
-        return torch.tensor([(value or 0.0) * factor for value in found.values])
-
-    def _tell(self, total: Mapping[str, float]) -> None:
+        everyone: list[Episode] = gather_object(list(self._episodes))
+        whole, own = _advantages(everyone), _advantages(self._episodes)
         log = self._metrics["train"]
-        log["rollouts/missing"].append(total["rows"] - total["present"])
-        log["rollouts/reward"].append(total["reward"] / max(total["present"], 1.0))
-        log["rollouts/useful_groups"].append(total["useful"] / total["groups"])
-        log["rollouts/rows_left_aside"].append(total["rows_left_aside"])
+        aside = sum(max(0, len(episode.rows) - 1) for episode in everyone)
+        scored = [each.reward for each in everyone if each.reward is not None]
+        log["rollouts/reward"].append(sum(scored) / max(len(scored), 1))
+        log["rollouts/missing"].append(whole.missing)
+        log["rollouts/useful_groups"].append(1 - (whole.equal + whole.alone) / whole.groups)
+        log["rollouts/rows_left_aside"].append(aside)
+        if self.accelerator.is_main_process:
+            self._on_rollouts(everyone, whole)
+        factor = len(everyone) / whole.rollouts if whole.rollouts else 0.0
+        return torch.tensor([(value or 0.0) * factor for value in own.values])
+
+    # How far the trainer's log probabilities are from those that the tokens were drawn under.
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._logps = found[0].detach()
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        compute: Any = super()._compute_loss
+        loss: Tensor = compute(model, inputs)
+        if self._logps is not None:
+            drawn = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            self._gap.add((self._logps - inputs["sampling_per_token_logps"])[drawn].abs())
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self._gap.figures())
+            self._gap = _Gap()
+        super().log(logs, start_time)
+
+
+@dataclass(slots=True)
+class _Gap:
+    """Of this process, over the passes since the last log."""
+
+    total: float = 0.0
+    tokens: int = 0
+    greatest: float = 0.0
+
+    def add(self, gaps: Tensor) -> None:
+        if gaps.numel():
+            self.total += float(gaps.sum())
+            self.tokens += gaps.numel()
+            self.greatest = max(self.greatest, float(gaps.max()))
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "rollouts/learned_tokens": float(self.tokens),
+            "rollouts/gap_mean": self.total / max(self.tokens, 1),
+            "rollouts/gap_max": self.greatest,
+        }
+
+
+def _advantages(episodes: Sequence[Episode]) -> Advantages:
+    return group_advantages([e.group for e in episodes], [e.reward for e in episodes])
 
 
 def recorded_reward(reward: Sequence[float | None], **_: Any) -> list[float | None]:
@@ -295,6 +352,7 @@ def make_trainer(
     *,
     play: Play,
     settings: TrlSettings,
+    on_rollouts: OnRollouts = lambda episodes, advantages: None,
     callbacks: Sequence[Any] = (),
     optimizers: tuple[Any, Any] = (None, None),
 ) -> SandlotTrainer:
@@ -306,7 +364,8 @@ def make_trainer(
         play: its engine draws from this same object, and is told before it does that the weights
             have changed (`TorchEngine.updating`), or from a server that TRL sends them to.
         tokenizer: only its pad and end tokens and its decoding (for logs) are used.
-        task_ids: drawn from in an order that the seed gives, `settings.tasks` a step.
+        task_ids: gone through in this order, `settings.tasks` a step; from the start again where
+            they end.
 
     Raises:
         ConfigError: the settings contradict each other, or there are too few tasks for a step.
@@ -316,6 +375,7 @@ def make_trainer(
     trainer = SandlotTrainer(
         play,
         settings,
+        on_rollouts,
         model=model,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([{"prompt": task_id} for task_id in task_ids]),
