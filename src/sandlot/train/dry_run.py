@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ from sandlot.train.data import BuildOptions, build
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.driver import driver_of
 from sandlot.train.engine_torch import TorchEngine, use_slots
-from sandlot.train.needs import KNOWN, Need, needs_of, shape_of
+from sandlot.train.needs import KNOWN, Need, Shape, needs_of, shape_of, shape_of_config
 from sandlot.train.objective import model_logprobs, pad
 from sandlot.train.rollouts import MakeModel, OpenBox, Player
 from sandlot.train.session import TokenModel
@@ -126,7 +127,7 @@ async def dry_run(
     source, said = tasks_for(config, folder, rows)
     tasks = open_tasks(source, cache=settings.cache_dir, note=note)
     tiny = _tiny_config(config, source)
-    profile = load_profile(config.sandbox.profile)
+    profile = _roomy(load_profile(config.sandbox.profile))
     some = tasks.step(0, config.rollout.tasks_a_step)
     policy, template = tiny_policy(config, profile, some)
     longest = _longest_prompt(policy.chat, profile, some)
@@ -139,7 +140,7 @@ async def dry_run(
     finally:
         await parts.close()
     figures = list(directory.steps("train"))[-1]["figures"]
-    shape = shape_of(config)
+    shape = shape_of(config) or _shape_of_gguf(config)
     return Report(
         name=config.name,
         tasks=said,
@@ -162,6 +163,24 @@ async def dry_run(
         if shape is not None
         else (f"what {config.model.source!r} needs cannot be told: its config.json is not here",),
     )
+
+
+def _shape_of_gguf(config: TrainConfig) -> Shape | None:
+    source = _source(config)
+    if not source.is_file():
+        return None
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(str(source.parent), gguf_file=source.name)
+    return shape_of_config(found.to_dict())
+
+
+def _source(config: TrainConfig) -> Path:
+    if config.model.source == "local":
+        from sandlot.models.local import bundled_weights
+
+        return bundled_weights()
+    return Path(config.model.source).expanduser()
 
 
 # The tasks.
@@ -250,12 +269,7 @@ def tiny_policy(config: TrainConfig, profile: Profile, tasks: Sequence[Task]) ->
 
 def _template(config: TrainConfig) -> tuple[str, Sequence[str], str]:
     """The template's text, the special tokens that it needs (end of turn first), whose it is."""
-    wanted = config.model
-    source = Path(wanted.source).expanduser()
-    if wanted.source == "local":
-        from sandlot.models.local import bundled_weights
-
-        source = bundled_weights()
+    wanted, source = config.model, _source(config)
     if wanted.random is not None:
         from sandlot.train.random_model import TEMPLATE
 
@@ -358,13 +372,19 @@ def _tiny_config(config: TrainConfig, source: TaskSource) -> TrainConfig:
     )
 
 
+def _roomy(profile: Profile) -> Profile:
+    """Without bounds that are meant for the real model's tokens: here a text has more of them."""
+    return replace(profile, context_tokens=None, reply_tokens=None)
+
+
 async def _boxes(
     settings: Settings, profile: Profile, note: Note, *, real: bool
 ) -> tuple[OpenBox, str]:
     """How sandboxes are opened, and their kind."""
 
     async def double() -> FakeSandbox:
-        return FakeSandbox()
+        box = FakeSandbox(lambda command: _written(box, command))
+        return box
 
     if not real:
         return double, "made-up"
@@ -392,8 +412,8 @@ def _parts(
         config.tasks, tasks.row, ScoringTools(settings.cache_dir, environ=os.environ)
     )
     profiles = {
-        "sandbox": load_profile(config.sandbox.profile),
-        "llm": load_profile(config.sandbox.llm_profile),
+        "sandbox": _roomy(load_profile(config.sandbox.profile)),
+        "llm": _roomy(load_profile(config.sandbox.llm_profile)),
     }
     room = prompt_tokens + 4096
     rollouts = config.rollout.tasks_a_step * config.rollout.rollouts_a_task
@@ -436,21 +456,24 @@ class CoachedParts(Parts):
 
     def _plan(self, task: Task) -> list[tuple[int, ...]]:
         """The truth into the answer file, and submit; as the policy would have written it."""
-        path = self.profiles["sandbox"].answer_file
-        truth = task.target if isinstance(task.target, str) else str(task.target)
+        profile = self.profiles["sandbox"]
+        form = "ANSWER: " if "ANSWER:" in profile.instance_prompt else ""
+        truth = task.target[0] if isinstance(task.target, list | tuple) else task.target
         tools = tuple(tool.spec for tool in default_tools())
-        calls: list[tuple[str, Mapping[str, str]]] = [
-            (
-                "str_replace_editor",
-                {"command": "create", "path": path, "file_text": f"ANSWER: {truth}\n"},
-            ),
-            ("submit", {}),
-        ]
+        command = f"printf '%s\\n' {shlex.quote(f'{form}{truth}')} > {profile.answer_file}"
+        calls = [("execute_bash", {"command": command}), ("submit", {})]
         chat = self.policy.chat
         return [
             chat.write(Message.assistant("", ToolCall("call_0", name, json.dumps(given))), tools)
             for name, given in calls
         ]
+
+
+async def _written(box: FakeSandbox, command: str) -> str:
+    """Does in a double what a coach's command does in a sandbox."""
+    *_, text, _, path = shlex.split(command)
+    await box.write_file(path, f"{text}\n".encode())
+    return ""
 
 
 @dataclass(slots=True)

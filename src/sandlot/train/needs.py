@@ -7,7 +7,7 @@ be), and leave out what frameworks take for themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def shape_of(config: TrainConfig) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """`amount` in `unit`, and how it was reckoned. `part` is where it is needed."""
+    """`amount` in `unit` (B, FLOP or a count), and how it was reckoned. `part` is what needs it."""
 
     part: str
     what: str
@@ -121,15 +121,19 @@ class Need:
 
     @property
     def text(self) -> str:
-        return _bytes_text(self.amount) if self.unit == "B" else f"{self.amount:,.0f} {self.unit}"
+        if self.unit == "B":
+            return _scaled(self.amount, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+        if self.unit == "FLOP":
+            return _scaled(self.amount, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+        return f"{self.amount:,.0f}"
 
 
-def _bytes_text(amount: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"
-        amount /= 1024
-    return f"{amount:,.2f} TiB"
+def _scaled(amount: float, base: int, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if amount < base:
+            return f"{amount:,.1f} {unit}"
+        amount /= base
+    return f"{amount:,.1f} {units[-1]}"
 
 
 def needs_of(
@@ -222,12 +226,12 @@ def _step(config: TrainConfig, shape: Shape) -> list[Need]:
     forward = 2 * shape.parameters + attention
     how = f"{config.rollout.tasks_a_step} tasks x {config.rollout.rollouts_a_task}"
     all_steps = rollouts * config.train.steps
-    drawn, learned = tokens * forward / 1e15, 3 * tokens * forward / 1e15
+    drawn, learned = tokens * forward, 3 * tokens * forward
     return [
         Need("step", "rollouts", rollouts, "", how),
         Need("step", "tokens, at most", tokens, "", f"{rollouts} rollouts x {room:,}"),
-        Need("step", "drawing, at most", drawn, "PFLOP", "2 N + attention, a token"),
-        Need("step", "learning, at most", learned, "PFLOP", "6 N + attention, a token"),
+        Need("step", "drawing, at most", drawn, "FLOP", "2 N + attention, a token"),
+        Need("step", "learning, at most", learned, "FLOP", "6 N + attention, a token"),
         Need("run", "rollouts", all_steps, "", f"{config.train.steps} steps x {rollouts}"),
     ]
 
@@ -239,7 +243,7 @@ def _sandboxes(config: TrainConfig, memory: int | None, disk: int | None) -> lis
     needs = [Need("sandboxes", "live at once", live, "", "sandbox.live, or all rollouts of a step")]
     for name, bound in (("memory", memory), ("disk", disk)):
         if bound is not None:
-            how = f"{live} x the bound of {_bytes_text(bound)}"
+            how = f"{live} x the bound of {bound / 2**30:g} GiB"
             needs.append(Need("sandboxes", f"{name}, at most", live * bound, "B", how))
     return needs
 
