@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -234,11 +234,10 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
 
     config, settings = prepared.config, asked.settings()
     require_training(*(("trl",) if config.train.trainer == "trl" else ()))
-    team = team_of(config, os.environ)
-    view = choose_train_view(settings.display if team.first else "none", config)
+    view = choose_train_view(settings.display, config)
     where: list[TrainDirectory] = []
     try:
-        drive(lambda: _train(asked, prepared, settings, team, view, where.append))
+        drive(lambda: _train(asked, prepared, settings, view, where.append))
     except Interrupted:
         view.close()
         for each in where:
@@ -246,15 +245,13 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
         raise
     finally:
         view.close()
-    if team.first:
-        show_end(where[0], as_json=as_json, quiet=settings.display == "none")
+    show_end(where[0], as_json=as_json, quiet=settings.display == "none")
 
 
 async def _train(
     asked: Asked,
     prepared: Prepared,
     settings: Settings,
-    team: Team,
     view: SilentTrainView,
     opened: Callable[[TrainDirectory], None],
 ) -> None:
@@ -267,7 +264,6 @@ async def _train(
     from sandlot.train.provenance import made_with
 
     config, directory = prepared.config, prepared.directory
-    await asyncio.to_thread(team.join, config.model.device)
     parts = await asyncio.to_thread(assemble, config, view.note)
     try:
         box = await parts.player.open_box() if plays_in_sandboxes(config) else None
@@ -282,11 +278,8 @@ async def _train(
             cache=settings.cache_dir,
             now=now,
         )
-        if directory is None and team.first:
+        if directory is None:
             directory = TrainDirectory.create(Path(settings.runs), config, made, now)
-        if team.size > 1:
-            directory = await asyncio.to_thread(team.share, directory)
-        assert directory is not None
         opened(directory)
         with directory.alone():
             directory.adopt(config, made)
@@ -295,53 +288,6 @@ async def _train(
             await driver_of(config, parts, directory, view.note).run()
     finally:
         await parts.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Team:
-    """The processes of one run, as a launcher has started them; `rank` counts from 0."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def join(self, device: str) -> None:
-        """Meet the other processes, and take the device of this one.
-
-        They wait a day for each other: the first one evaluates alone.
-        """
-        if self.size > 1:
-            from accelerate import PartialState
-
-            PartialState(cpu=device == "cpu", timeout=timedelta(days=1))
-
-    def share(self, directory: TrainDirectory | None) -> TrainDirectory:
-        """The first process's directory, on all of them; the others write nothing into it."""
-        from accelerate.utils import broadcast_object_list
-
-        from sandlot.train.directory import TrainDirectory
-
-        told = [None if directory is None else str(directory.path.resolve())]
-        path = broadcast_object_list(told)[0]
-        return directory if self.first and directory else TrainDirectory(Path(path), writes=False)
-
-
-def team_of(config: TrainConfig, environ: Mapping[str, str]) -> Team:
-    """Read from what torchrun and accelerate say.
-
-    Raises:
-        ConfigError: several processes, and a trainer that is made for one.
-    """
-    team = Team(int(environ.get("RANK", "0")), int(environ.get("WORLD_SIZE", "1")))
-    if team.size > 1 and config.train.trainer != "trl":
-        raise ConfigError(
-            f"{team.size} processes were started, and train.trainer is {config.train.trainer!r}, "
-            f"which is for one: say train.trainer = 'trl' and trl.processes = {team.size}"
-        )
-    return team
 
 
 def plays_in_sandboxes(config: TrainConfig) -> bool:

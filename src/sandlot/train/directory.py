@@ -49,13 +49,11 @@ class TrainDirectory:
     """`told` gets every line of figures as it is written: (phase, step, figures).
 
     Beside the phases `warmstart` and `train` there are `evaluation`, and `rollout` for each
-    rollout that has ended. With `writes` off nothing is written or evaluated: of several processes
-    of one run, one keeps its directory.
+    rollout that has ended.
     """
 
     path: Path
     told: Told | None = None
-    writes: bool = True
     _kept: dict[str, set[str]] = field(default_factory=dict, init=False)
     _step: int = field(default=0, init=False)
 
@@ -124,14 +122,11 @@ class TrainDirectory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else trains here meanwhile, but for processes of the same run that do not write.
+        """Nobody else trains here meanwhile.
 
         Raises:
             RecordError: somebody does.
         """
-        if not self.writes:
-            yield
-            return
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,8 +185,6 @@ class TrainDirectory:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""
         if self.told is not None:
             self.told("rollout", 0, {"group": episode.group, "reward": episode.reward})
-        if not self.writes:
-            return
         kind = self._kind(episode)
         kept = self._kept.setdefault(kind, set())
         if episode.task_id in kept or len(kept) >= KEPT_TRAJECTORIES:
@@ -227,8 +220,6 @@ class TrainDirectory:
     def has_evaluation(
         self, phase: str, step: int, name: str, mode: str, temperature: float
     ) -> bool:
-        if not self.writes:  # another process plays them
-            return True
         wanted = (phase, step, name, mode, temperature)
         keys = ("phase", "step", "set", "mode", "temperature")
         return any(tuple(line[key] for key in keys) == wanted for line in self.evaluations())
@@ -254,8 +245,6 @@ class TrainDirectory:
             yield from read_jsonl(file)
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
-        if not self.writes:
-            return
         writer = JsonlWriter(self.path / name)
         try:
             writer.append(line)
@@ -265,8 +254,6 @@ class TrainDirectory:
 
     def _write(self, name: str, text: str) -> None:
         """Replace a file in one step."""
-        if not self.writes:
-            return
         file = self.path / name
         draft = file.with_name(f".{file.name}.draft")
         try:

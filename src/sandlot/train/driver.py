@@ -130,8 +130,6 @@ class Driver:
         return self._optimiser
 
     def _save(self, phase: str, step: int) -> None:
-        if not self.directory.writes:
-            return
         state = self._optimiser.state() if self._optimiser is not None else {}
         checkpoint.save(
             self.directory.checkpoints,
