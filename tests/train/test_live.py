@@ -161,7 +161,7 @@ def test_an_evaluation_stands_with_its_interval_and_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "wanted"), [(0.4, "0m00s"), (61, "1m01s"), (3599.6, "1h00m"), (7260, "2h01m")]
+    ("seconds", "wanted"), [(0.4, "0 s"), (61, "1m01s"), (3599.6, "1h00m"), (7260, "2h01m")]
 )
 def test_durations_are_read_at_a_glance(seconds: float, wanted: str) -> None:
     assert duration(seconds) == wanted

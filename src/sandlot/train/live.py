@@ -167,6 +167,8 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}h{minute:02}m" if hours else f"{minute}m{second:02}s"
