@@ -428,45 +428,69 @@ def _parts(
         scorers={},
         profiles=profiles,
         asked=tasks.step(0, config.rollout.tasks_a_step),
-        group=config.rollout.rollouts_a_task,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class CoachedParts(Parts):
-    """Parts of which every other rollout of a group is coached.
-
-    Models are asked for task by task, `group` at a time (`Player.group`).
-    """
+    """Parts whose every other model is coached, on the tasks in `asked`."""
 
     asked: tuple[Task, ...] = ()
-    group: int = 1
 
     def make_model(self, name: str) -> MakeModel:
         made = count()
 
         def make(seed: int) -> Model:
-            place, number = divmod(next(made), self.group)
-            if number % 2:
+            if next(made) % 2:
                 return TokenModel(self.engine, self.policy.chat, name=name, seed=seed)
-            plan = self._plan(self.asked[place])
-            return TokenModel(Coach(self.policy, plan), self.policy.chat, name=name, seed=seed)
+            coach = Coach(self.policy, self.profiles["sandbox"], self.asked)
+            return TokenModel(coach, self.policy.chat, name=name, seed=seed)
 
         return make
 
+
+@dataclass(slots=True)
+class Coach:
+    """A token engine that writes the truth into the answer file and submits.
+
+    It draws nothing, but says under what probability the policy would have drawn it. Which of the
+    tasks it is asked, it finds by looking for their words in the prompt.
+    """
+
+    policy: Policy
+    profile: Profile
+    tasks: Sequence[Task]
+    context_tokens: int = 1 << 20
+    _said: int = field(default=0, init=False)
+
+    async def sample(self, prompt: Sequence[int], draw: Draw) -> Drawn:
+        asked = self.policy.tokenizer.decode(prompt)
+        known = [each for each in self.tasks if each.prompt.strip() in asked]
+        if not known:
+            raise ModelError("the coach was asked something else than the tasks that it knows")
+        ids = self._plan(max(known, key=lambda each: len(each.prompt)))[self._said]
+        self._said += 1
+        drawn = (False,) * len(prompt) + (True,) * len(ids)
+        row = TokenRow((*prompt, *ids), drawn, (0.0,) * len(drawn))
+        with torch.inference_mode():
+            logprobs = model_logprobs(self.policy.model, pad([row]), draw.temperature)[0]
+        return Drawn(ids, tuple(logprobs[len(prompt) :].tolist()), "stop")
+
     def _plan(self, task: Task) -> list[tuple[int, ...]]:
-        """The truth into the answer file, and submit; as the policy would have written it."""
-        profile = self.profiles["sandbox"]
-        form = "ANSWER: " if "ANSWER:" in profile.instance_prompt else ""
+        form = "ANSWER: " if "ANSWER:" in self.profile.instance_prompt else ""
         truth = task.target[0] if isinstance(task.target, list | tuple) else task.target
+        answer = shlex.quote(f"{form}{truth}")
+        command = f"printf '%s\\n' {answer} > {self.profile.answer_file}"
         tools = tuple(tool.spec for tool in default_tools())
-        command = f"printf '%s\\n' {shlex.quote(f'{form}{truth}')} > {profile.answer_file}"
-        calls = [("execute_bash", {"command": command}), ("submit", {})]
-        chat = self.policy.chat
         return [
-            chat.write(Message.assistant("", ToolCall("call_0", name, json.dumps(given))), tools)
-            for name, given in calls
+            self.policy.chat.write(
+                Message.assistant("", ToolCall("call_0", name, json.dumps(given))), tools
+            )
+            for name, given in (("execute_bash", {"command": command}), ("submit", {}))
         ]
+
+    async def close(self) -> None:
+        pass
 
 
 async def _written(box: FakeSandbox, command: str) -> str:
@@ -474,27 +498,3 @@ async def _written(box: FakeSandbox, command: str) -> str:
     *_, text, _, path = shlex.split(command)
     await box.write_file(path, f"{text}\n".encode())
     return ""
-
-
-@dataclass(slots=True)
-class Coach:
-    """A token engine that says what it was told to, under the policy's own probabilities."""
-
-    policy: Policy
-    plan: list[tuple[int, ...]]
-    context_tokens: int = 1 << 20
-    _next: int = field(default=0, init=False)
-
-    async def sample(self, prompt: Sequence[int], draw: Draw) -> Drawn:
-        if self._next == len(self.plan):
-            raise ModelError("the coach has nothing more to say")
-        ids = self.plan[self._next]
-        self._next += 1
-        drawn = (False,) * len(prompt) + (True,) * len(ids)
-        row = TokenRow((*prompt, *ids), drawn, (0.0,) * len(drawn))
-        with torch.inference_mode():
-            logprobs = model_logprobs(self.policy.model, pad([row]), draw.temperature)[0]
-        return Drawn(ids, tuple(logprobs[len(prompt) :].tolist()), "stop")
-
-    async def close(self) -> None:
-        pass
