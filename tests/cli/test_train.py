@@ -20,45 +20,7 @@ from sandlot.train.directory import TrainDirectory
 from sandlot.train.records import read_records
 
 LIMIT_S = 600
-CONFIG = """\
-name = "tiny"
-seed = 1
-[model]
-source = "random"
-random = { layers = 1, hidden = 32, heads = 2, vocabulary = 900 }
-[sandbox]
-profile = "nano"
-llm_profile = "nano-llm"
-backend = "fake"
-image = "host"
-live = 4
-[engine]
-slots = 4
-context_tokens = 416
-threads = 1
-[tasks]
-scorer = "text"
-[tasks.train]
-generator = "filing"
-[tasks.evaluate.unseen]
-generator = "filing"
-seed = 900001
-options = { items = 3 }
-[warmstart]
-drills = 4
-texts = 4
-[rollout]
-tasks_a_step = 2
-rollouts_a_task = 3
-reward = "coin"  # a policy without any skill has all rewards equal, and would learn nothing
-max_turns = 2
-[train]
-steps = 6
-lr = 1e-3
-checkpoint_every = 2
-[evaluate]
-every = 0
-"""
+CONFIG = (Path(__file__).parents[2] / "bench" / "tiny_train.toml").read_text("utf-8")
 Train = Callable[..., subprocess.CompletedProcess[str]]
 torch_here = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "peft")),

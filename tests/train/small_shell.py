@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from sandlot.core.errors import SandboxFileError
+from sandlot.core.errors import DeathCause, SandboxFileError
 from sandlot.sandbox.base import ExecResult
 from sandlot.sandbox.fake import FakeSandbox
 
 
-async def open_small_shell() -> FakeSandbox:
-    """`ls`, `pwd`, `cat FILE`, `grep -h WORD input/*` and `echo WORDS > FILE`; all else is 127."""
+async def open_small_shell(commands: int | None = None) -> FakeSandbox:
+    """`ls`, `pwd`, `cat FILE`, `grep -h WORD input/*` and `echo WORDS > FILE`; all else is 127.
+
+    It dies at the command after so many `commands`.
+    """
 
     async def answer(command: str) -> str | ExecResult:
+        if commands is not None and len(box.commands) > commands:
+            box.die(DeathCause.OUT_OF_MEMORY)
         match command.split():
             case ["pwd"]:
                 return "/testbed\n"

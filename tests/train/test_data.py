@@ -26,11 +26,13 @@ from sandlot.scoring.registry import load_scorer
 from sandlot.tasks.base import LoadedSet, Source, TaskSet
 from sandlot.tasks.readers import Row
 from sandlot.tasks.registry import load_set
+from sandlot.train.config import TaskSource
 from sandlot.train.data import BuildOptions, Built, build, source_files
 from sandlot.train.data_files import Bounds, Document, Piece, named, pieces_of
 from sandlot.train.data_overlap import load_compared
 from sandlot.train.data_rows import Bad, Context, Question, read_contexts
 from sandlot.train.data_tasks import gives_away, prompt_of
+from sandlot.train.sources import open_tasks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PORTS = ("Ulm", "Orra", "Tamm", "Wiek", "Sande", "Lohme", "Prora", "Zicker")
@@ -536,6 +538,14 @@ async def test_the_scorer_of_the_set_gives_truths_everything_and_silence_nothing
         await scorer.close()
     row = load_set(str(built.row_path), cache=tmp_path, environ={}, progress=print).row
     assert (row.cluster, row.domain) == ("context_digest", "instruct_pretrain")
+
+
+def test_training_takes_its_tasks_and_its_scorer_from_the_row(tmp_path: Path) -> None:
+    built, rows = made(jsonl(tmp_path, *map(seed_row, range(6))))
+    tasks = open_tasks(TaskSource(set=str(built.row_path)), cache=tmp_path, note=print)
+    assert tasks.row is not None
+    assert tasks.row.scorer == "qa"
+    assert {task.id for task in tasks.step(0, 6)} == {row["id"] for row in rows}
 
 
 def test_every_task_may_be_shown_to_a_model_and_an_answer_key_is_left_out(tmp_path: Path) -> None:

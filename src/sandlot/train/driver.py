@@ -107,6 +107,7 @@ class Driver:
     def _restore(self) -> tuple[str, int]:
         found = checkpoint.newest(self.directory.checkpoints)
         if found is None:
+            self.directory.cut_after("warmstart", 0)
             return "warmstart", 0
         load_values(self.parts.policy.model, found.weights())
         if found.step or found.phase == "warmstart":
