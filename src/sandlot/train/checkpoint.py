@@ -50,6 +50,8 @@ def save(
 ) -> Checkpoint:
     """Write a checkpoint beside the others and drop all but the newest `keep`.
 
+    That of the beginning of the reinforcement learning stays: it is what the end is compared with.
+
     It becomes visible by one rename, after everything reached the disk: a full disk or a kill
     leaves the earlier ones as they were.
 
@@ -86,6 +88,8 @@ def save(
         shutil.rmtree(draft, ignore_errors=True)
         raise RecordError(f"checkpoint {final} could not be written: {error}") from error
     for old in _all(folder)[:-keep]:
+        if (old.phase, old.step) == ("train", 0):
+            continue
         shutil.rmtree(old.path, ignore_errors=True)
     return Checkpoint(final, phase, step)
 

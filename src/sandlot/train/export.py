@@ -52,6 +52,16 @@ _OUTSIDE = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
+_MORE_THAN_LORA = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+)
+"""Settings of peft that make an adapter more than `scale * b @ a` beside each matrix."""
+
 _PACKAGES = ("sandlot", "torch", "transformers", "peft", "trl", "gguf", "numpy", "xllamacpp")
 
 
@@ -278,7 +288,7 @@ def read_lora(folder: Path) -> Lora:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         tensors = load_file(str(folder / "adapter_model.safetensors"))
-    except (OSError, ValueError, SafetensorError) as exc:
+    except (OSError, TypeError, ValueError, SafetensorError) as exc:
         raise ConfigError(f"{folder} cannot be read as a peft adapter: {exc}") from exc
     _check_plain(config)
     if config.alpha_pattern:
@@ -300,16 +310,12 @@ def _without_wrapping(module: str) -> str:
 
 def _check_plain(config: Any) -> None:
     """Refuse what an adapter file cannot carry."""
-    odd = {
-        "another kind of adapter": str(getattr(config.peft_type, "value", config.peft_type))
-        != "LORA",
-        "DoRA": getattr(config, "use_dora", False),
-        "trained biases": getattr(config, "bias", "none") != "none",
-        "whole modules beside it": bool(getattr(config, "modules_to_save", None)),
-    }
-    for what, there in odd.items():
-        if there:
-            raise ConfigError(f"only plain LoRA becomes an adapter file; this has {what}")
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    odd = [] if kind == "LORA" else [kind]
+    odd += [name for name in _MORE_THAN_LORA if getattr(config, name, None)]
+    odd += ["bias"] if getattr(config, "bias", "none") != "none" else []
+    if odd:
+        raise ConfigError(f"only plain LoRA becomes an adapter file; this has {', '.join(odd)}")
 
 
 def write_adapter(
