@@ -83,8 +83,7 @@ def run_model(model: str, backend: str, image: str) -> int:
         PROMPT,
         "-m",
         model,
-        "--profile",
-        "compact",
+        *(() if model.startswith("local") else ("--profile", "compact")),  # local ones know theirs
         "--backend",
         backend,
         "--image",
