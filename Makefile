@@ -7,16 +7,19 @@ BIN = .venv/bin
 
 # Needs no image, no network beyond the package index and no minutes.
 FAST = not slow and not local_model and not sandbox and not network
-# Thousands of cases of task sets, scorers and reports, and commands started one by one: `make test`.
-LONG = --ignore=tests/bench --ignore=tests/scoring --ignore=tests/tasks --ignore=tests/cli
+# Thousands of cases of task sets, scorers and reports, commands started one by one, and training:
+# `make test`.
+LONG = --ignore=tests/bench --ignore=tests/scoring --ignore=tests/tasks --ignore=tests/cli \
+	--ignore=tests/train
 
-.PHONY: help demo test test-sandbox check bench clean setup-demo setup-test
+.PHONY: help demo test test-sandbox check bench train-smollm2 clean setup-demo setup-test setup-train
 
 help:
 	@echo "make demo   a small real model works in a real sandbox on demo/input"
 	@echo "make test   every test (installs what it needs into .venv)"
 	@echo "make check  format, lint, types and the fast tests"
 	@echo "make bench  measure this machine, against its own floor"
+	@echo "make train-smollm2  teach a small real model to use its computer, on the CPU (two hours)"
 	@echo "make clean  remove .venv, caches and what the demo wrote"
 
 demo: setup-demo
@@ -36,14 +39,22 @@ check: setup-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "$(FAST)" $(LONG)
 
-bench: setup-test
+bench: setup-train
 	$(BIN)/python bench/run.py
+
+# Warm start, reinforcement, export, and what it bought: before and after on held-out tasks.
+train-smollm2: setup-train
+	@sh scripts/train-smollm2.sh
 
 setup-demo:
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh demo
 
 setup-test:
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh test
+
+# Everything that the tests need, and the packages of training (torch): about 1.5 GB more.
+setup-train:
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh train
 
 clean:
 	rm -rf .venv demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -27,6 +27,7 @@ import report_rows
 import resume_rows
 import sandbox_rows
 import table
+import train_rows
 import turn_rows
 import wall_rows
 from computer import find_place
@@ -37,7 +38,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Measure = Callable[[], Coroutine[Any, Any, list[Row]]]
 
 
-def rows(work: Path, n: int, density: int, install: bool, soak_s: float) -> dict[str, Measure]:
+def rows(
+    work: Path, n: int, density: int, install: bool, soak_s: float, trained: Path | None = None
+) -> dict[str, Measure]:
     """Each group of rows by name; nothing is measured yet."""
     place = find_place(work / "state")
     floor = prepare(work)
@@ -60,6 +63,10 @@ def rows(work: Path, n: int, density: int, install: bool, soak_s: float) -> dict
         "resume": lambda: resume_rows.resume(work, 50 if install else 3),
         "report": lambda: report_rows.report(work, 10_000 if install else 500),
     }
+    if train_rows.here():
+        found["training"] = lambda: train_rows.training(work, recipe=install, recorded=trained)
+    else:
+        print("training is left out: its packages are not installed (make setup-train)")
     if install:
         found["soak"] = lambda: wall_rows.soak_row(work, soak_s)
         found["install"] = lambda: process_rows.installed_size(work)
@@ -96,6 +103,7 @@ def main() -> int:
     parser.add_argument("--repetitions", type=int, help="of each measurement (full run: 40)")
     parser.add_argument("--only", action="append", help="a group of rows; print only")
     parser.add_argument("--soak-seconds", type=float, default=600, help="of ill treatment")
+    parser.add_argument("--train-run", type=Path, help="read the recipe's figures from this run")
     chosen = parser.parse_args()
     partial = chosen.quick or bool(chosen.only) or chosen.repetitions is not None
     n = chosen.repetitions or (5 if chosen.quick else 40)
@@ -107,6 +115,7 @@ def main() -> int:
             min(500, 10 * n) if partial else 500,
             not chosen.quick,
             chosen.soak_seconds,
+            chosen.train_run,
         )
         for name in chosen.only or ():
             if name not in groups:

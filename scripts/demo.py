@@ -1,4 +1,4 @@
-"""The demo: a real small model works in a real sandbox on the files of demo/input.
+"""The demo: a real small model, taught by this project, works in real sandboxes on demo/input.
 
 Where no backend with walls of its own works, it takes `restricted`, which holds less, and says so:
 what runs there is what the small model asks for, on the files of this repository.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from sandlot.core.errors import SandboxUnavailable
@@ -27,19 +29,29 @@ from sandlot.settings import resolve
 ROOT = Path(__file__).resolve().parent.parent
 INPUT, OUTPUT, RUNS = ROOT / "demo" / "input", ROOT / "demo-output", ROOT / "runs"
 SANDLOT = Path(sys.executable).with_name("sandlot")
-# An untrained model of this size invents commands; with one before its eyes it copies that.
-PROMPT = (
-    "Count the lines of station.log that hold the word WARN. Write the number to the answer "
-    "file. For the word ERROR the command would be: "
-    "grep -c ERROR input/station.log > output/answer.txt"
-)
+LOG, NOTES = INPUT / "station.log", INPUT / "notes.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A task of a kind that the model was taught, and its truth, computed here."""
+
+    prompt: str
+    truth: str
+
+
+def errands() -> tuple[Errand, ...]:
+    lines, words = LOG.read_text("utf-8").splitlines(), NOTES.read_text("utf-8").split()
+    warnings = sum("WARN" in line for line in lines)
+    return (
+        Errand("Count the lines of input/station.log that contain WARN.", str(warnings)),
+        Errand("Count the words of input/notes.txt.", str(len(words))),
+        Errand("Multiply 2612 by 333.", str(2612 * 333)),
+    )
+
+
 # The run stopped by itself: with an answer (0) or without one (1). Other codes are failures.
 MACHINERY_WORKED = (0, 1)
-
-
-def truth() -> str:
-    lines = (INPUT / "station.log").read_text("utf-8").splitlines()
-    return str(sum("WARN" in line for line in lines))
 
 
 def main() -> int:
@@ -47,18 +59,21 @@ def main() -> int:
     model = sys.argv[1] if len(sys.argv) > 1 else "local"
     backend = pick_backend()
     image = "host" if backend == "restricted" else prepare_image()
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    step(f"a model works on {INPUT.relative_to(ROOT)} (backend {backend}, image {image})")
-    before = newest_run(RUNS)
-    code = run_model(model, backend, image)
-    if code not in MACHINERY_WORKED:
-        print(f"\ndemo: the run failed (exit code {code}); see above", file=sys.stderr)
-        return code
-    run = newest_run(RUNS)
-    if run is None or run == before:
-        print(f"\ndemo: the run left no record in {RUNS}", file=sys.stderr)
-        return 1
-    tell(RunDirectory.open(run).trajectory(), run, time.monotonic() - began)
+    done: list[tuple[Errand, Path]] = []
+    for errand in errands():
+        step(f"{errand.prompt} (backend {backend}, image {image})")
+        before = newest_run(RUNS)
+        shutil.rmtree(OUTPUT, ignore_errors=True)
+        code = run_model(errand.prompt, model, backend, image)
+        if code not in MACHINERY_WORKED:
+            print(f"\ndemo: the run failed (exit code {code}); see above", file=sys.stderr)
+            return code
+        run = newest_run(RUNS)
+        if run is None or run == before:
+            print(f"\ndemo: the run left no record in {RUNS}", file=sys.stderr)
+            return 1
+        done.append((errand, run))
+    tell(done, model, time.monotonic() - began)
     return 0
 
 
@@ -76,22 +91,10 @@ def pick_backend() -> str:
     return choice.backend
 
 
-def run_model(model: str, backend: str, image: str) -> int:
-    command: list[str | Path] = [
-        SANDLOT,
-        "run",
-        PROMPT,
-        "-m",
-        model,
-        *(() if model.startswith("local") else ("--profile", "compact")),  # local ones know theirs
-        "--backend",
-        backend,
-        "--image",
-        image,
-    ]
-    command += ["--input", INPUT, "--output", OUTPUT, "--network", "none", "--temperature", "0"]
-    # Four turns show the loop; later ones repeat themselves.
-    command += ["--seed", "1", "--max-turns", "4"]
+def run_model(prompt: str, model: str, backend: str, image: str) -> int:
+    command: list[str | Path] = [SANDLOT, "run", prompt, "-m", model, "--backend", backend]
+    command += ["--image", image, "--input", INPUT, "--output", OUTPUT, "--network", "none"]
+    command += ["--temperature", "0", "--seed", "1"]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
@@ -169,31 +172,46 @@ def step(text: str) -> None:
     print(f"==> {text}", flush=True)
 
 
-def tell(trajectory: Trajectory, run: Path, seconds: float) -> None:
-    answer, right = (trajectory.answer or "").strip(), truth()
-    calls = [result.call for turn in trajectory.turns for result in turn.tool_results]
-    used = sum(turn.usage.completion_tokens or 0 for turn in trajectory.turns)
-    stopped = trajectory.stop_reason.value if trajectory.stop_reason else "unknown"
-    turns = len(trajectory.turns)
-    did = f"{turns} turns, {len(calls)} tool calls, {used} tokens; stopped: {stopped}"
-    verdict = "right" if answer == right else f"wrong: it is {right}"
+def tell(done: list[tuple[Errand, Path]], model: str, seconds: float) -> None:
     print(f"""
 --- demo ---------------------------------------------------------------------------------
-The model    SmolLM2-135M-Instruct: 135 million parameters, on this machine's processor. It
-             was never taught to use a computer and is a stand-in. What was shown is real:
-             a model, a sandbox, files in, files out, a record of each step.
-The task     {PROMPT}
-What it did  {did}
-Its answer   {f"{answer[:60]!r}, which is {verdict}" if answer else f"none (it is {right})"}
-The record   {run.relative_to(ROOT)}
+The model    {WHO if model == "local" else model}
+The errands""")
+    for errand, run in done:
+        print(f"  {errand.prompt}\n    {outcome(errand, RunDirectory.open(run).trajectory())}")
+    print(f"""The records  {done[0][1].parent.relative_to(ROOT)}/
 The time     {seconds:.1f} s
 
-For a capable model, replace `-m local --profile compact` by one flag (with its key in
-OPENAI_API_KEY; --base-url URL for a server of your own):
+It knows {KINDS}
+and little else (docs/experiments.md says how well). For your own tasks name a capable model, with
+its key in OPENAI_API_KEY (--base-url URL for a server of your own):
 
-    .venv/bin/sandlot run "{PROMPT}" \\
+    .venv/bin/sandlot run "How many warnings did the day bring, and why?" \\
         --input demo/input --output demo-output -m openai/NAME
 """)
+
+
+WHO = """SmolLM2-135M-Instruct: 135 million parameters, on this machine's processor,
+             with an adapter that `sandlot train recipes/smollm2.toml` made: it learned by its
+             own attempts, rewarded by right answers alone, to use the computer for errands."""
+KINDS = """errands of these kinds: multiply; look a value up in files; count lines with a word,
+words, distinct lines or files with a word; sort words or numbers; sums, maxima and columns; a line
+by its number; the day after so many days; lines joined by commas or reversed;"""
+
+
+def outcome(errand: Errand, trajectory: Trajectory) -> str:
+    answer = (trajectory.answer or "").strip()
+    commands = [
+        json.loads(call.arguments).get("command", "")
+        for turn in trajectory.turns
+        for call in turn.reply.tool_calls
+        if call.name == "execute_bash"
+    ]
+    did = f"{len(trajectory.turns)} turns; its last command: {commands[-1] if commands else 'none'}"
+    if not answer:
+        return f"{did}\n    it left no answer; it is {errand.truth}"
+    verdict = "right" if answer == errand.truth else f"wrong: it is {errand.truth}"
+    return f"{did}\n    it answered {answer[:60]!r}, which is {verdict}"
 
 
 if __name__ == "__main__":

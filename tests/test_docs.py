@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,7 @@ import typer.main
 from sandlot.cli.main import app
 from sandlot.sandbox.contract import CHECKS
 from sandlot.settings import SETTINGS
+from sandlot.train.config import TrainConfig, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -40,6 +43,7 @@ ANSWER = {
 }
 # What a line of the docs may start with besides sandlot itself.
 OTHER_PROGRAMS = ("export ", "make ", ".venv/bin/pip ")
+LAUNCHER = re.compile(r"accelerate launch .*-m (?=sandlot )")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -113,7 +117,7 @@ def test_every_flag_that_is_named_exists(page: Path) -> None:
     known = all_flags(program())
     # Flags of other programs, each named where that program is spoken of.
     known |= {"--check", "--no-deps", "--user", "--die-with-parent", "--size", "--tmp-overlay"}
-    known |= {"--unshare-user", "--userns", "--help"}
+    known |= {"--unshare-user", "--userns", "--help", "--num_processes"}
     prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose))
     assert named <= known, f"{page.name} names {sorted(named - known)}"
@@ -149,7 +153,7 @@ def test_every_source_file_that_is_named_exists(page: Path) -> None:
 def test_every_command_line_in_the_docs_is_one_that_the_program_takes(line: str) -> None:
     if line.startswith(OTHER_PROGRAMS):
         return
-    words = shlex.split(line.replace("…", "text"))
+    words = shlex.split(LAUNCHER.sub("", line).replace("…", "text"))
     assert words[0] == "sandlot", f"what is {words[0]}?"
     parsed(words[1:])
 
@@ -207,7 +211,53 @@ def run_python(
 @pytest.mark.parametrize("text", list(all_blocks("toml")))
 def test_toml_examples_are_toml_with_settings_that_exist(text: str) -> None:
     table = tomllib.loads(text)
-    assert "project" in table or set(table) <= set(SETTINGS)
+    sections = {field.name for field in dataclasses.fields(TrainConfig)}
+    if "project" in table or set(table) <= set(SETTINGS):
+        return
+    assert set(table) <= sections
+    if "name" in table:
+        read_config(table, "the example")
+
+
+def test_the_parts_of_a_training_example_fit_together() -> None:
+    """Tables that the page adds to its example, for several processes and for a server."""
+    page = ROOT / "docs" / "training.md"
+    whole, *more = [tomllib.loads(text) for text in blocks(page, "toml")]
+    name = whole.pop("name")
+    assert len(more) == 2
+    for part in more:
+        merged = {key: {**whole.get(key, {}), **part.get(key, {})} for key in {*whole, *part}}
+        read_config({**merged, "name": name}, "the example")
+
+
+def test_every_key_of_a_training_run_stands_in_its_page_with_its_default() -> None:
+    page = (ROOT / "docs" / "training.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", page, re.MULTILINE))
+    for name, default in keys_of_training():
+        assert f"`{name}`" in page, name
+        shown = rows.get(name, "").strip("`")
+        if name in rows and default is not None and shown not in ("", "none"):
+            assert tomllib.loads(f"x = {shown}")["x"] == default, name
+
+
+def keys_of_training() -> Iterator[tuple[str, Any]]:
+    """Dotted names with their defaults; what is a table of its own choosing is one name."""
+    hints = typing.get_type_hints(TrainConfig)
+    for each in dataclasses.fields(TrainConfig):
+        choices = (hints[each.name], *typing.get_args(hints[each.name]))
+        section = next((hint for hint in choices if dataclasses.is_dataclass(hint)), None)
+        if section is None:
+            yield each.name, _default(each)
+        else:
+            for inner in dataclasses.fields(section):
+                yield f"{each.name}.{inner.name}", _default(inner)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """As TOML would have it; None where there is none."""
+    if field.default is dataclasses.MISSING:
+        return None
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def test_the_example_of_a_script_is_one(tmp_path: Path) -> None:

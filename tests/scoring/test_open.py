@@ -69,6 +69,10 @@ async def test_choices_are_right_or_wrong_and_several_letters_earn_their_f1(
         ("the red boat", "the red boat of Ann", 2 * 3 / (3 + 5)),  # common run of three words
         ("boat red the", "the red boat of Ann", 2 * 1 / (3 + 5)),  # order counts
         ("nothing alike", "the red boat", 0.0),
+        ("-4", "4", 0.0),  # of which ROUGE sees the same words
+        ("3.5 km", "3.4 km", 0.0),
+        ("4 of the boats", "4", 2 * 1 / (4 + 1)),  # no quantity, so compared by words
+        ("No, it sank at the pier.", "Yes, it sank at the pier.", 0.0),
         ("", "the red boat", 0.0),
         (None, "42", 0.0),
         ("ran off to her friend", ["her father", "ran to her friend"], 2 * 4 / (5 + 4)),

@@ -179,7 +179,18 @@ def test_of_each_step_a_few_rollouts_are_kept_one_a_task(tmp_path: Path) -> None
     run.keep_trajectory(trajectory(), episode("efficient"))
     names = sorted(path.name for path in (run.path / "trajectories").iterdir())
     kept = [f"step-000001.{number + 1}.jsonl" for number in range(KEPT_TRAJECTORIES)]
-    assert names == ["efficient.1.jsonl", "held-out.1.jsonl", *kept]
+    assert names == ["efficient.1.jsonl", "held-out-000000.1.jsonl", *kept]
+
+
+def test_rollouts_of_evaluations_are_told_apart_by_the_steps_before_them(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    run.add_step("train", 10, {})
+    run.keep_trajectory(trajectory(), episode("held-out"))
+    again = TrainDirectory(run.path)
+    again.cut_after("train", 5)
+    again.keep_trajectory(trajectory(), episode("held-out"))
+    names = sorted(path.name for path in (run.path / "trajectories").iterdir())
+    assert names == ["held-out-000005.1.jsonl", "held-out-000010.1.jsonl"]
 
 
 def test_whoever_watches_hears_of_every_rollout(tmp_path: Path) -> None:

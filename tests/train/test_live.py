@@ -16,7 +16,15 @@ from sandlot.bench.patterns import CAPABILITIES
 from sandlot.core.errors import ConfigError, InputError
 from sandlot.train.config import TrainConfig, read_config
 from sandlot.train.directory import TrainDirectory
-from sandlot.train.live import Story, duration, evaluation_table, sparkline, summary_of
+from sandlot.train.live import (
+    STEP_COLUMNS,
+    Story,
+    duration,
+    evaluation_table,
+    sparkline,
+    step_row,
+    summary_of,
+)
 from sandlot.train.plot import curves, save_png
 
 CONFIG = {
@@ -115,13 +123,29 @@ def test_a_step_without_any_advantage_says_that_there_was_nothing_to_learn() -> 
 
 
 def test_rollouts_are_counted_until_their_step_ends() -> None:
-    story = Story(config())
+    story = Story(config(), Clock())
     story.told("train", 1, learned(0.5))
     for _ in range(4):
         story.told("rollout", 0, {"group": "2.0.x", "reward": 1.0})
     assert story.waiting() == "after 1 of 4 steps: 4 of 6 rollouts played"
     story.told("train", 2, learned(0.5))
-    assert story.waiting() == "after 2 of 4 steps: 0 of 6 rollouts played"
+    assert story.waiting() == "after 2 of 4 steps: 0 of 6 rollouts played, 0 s left"
+
+
+def test_before_the_first_step_it_says_what_is_made_ready() -> None:
+    story = Story(config())
+    assert story.waiting() == "loading"
+    story.told("rollout", 0, {"group": "efficient", "reward": None})
+    assert story.waiting() == "getting ready, 1 rollouts played"
+    story.told("warmstart", 1, {"of": 2, "loss": 2.0})
+    assert story.waiting() == "warm start: 1 of 2 steps"
+
+
+def test_a_step_has_a_row_with_a_dash_where_nothing_was_learned() -> None:
+    row = dict(zip(STEP_COLUMNS, step_row(3, learned(0.5)), strict=True))
+    assert (row["step"], row["useful"], row["gap"], row["missing"]) == ("3", "50 %", "2.0e-05", "1")
+    bare = {name: value for name, value in learned(1.0).items() if not name.startswith("gap")}
+    assert dict(zip(STEP_COLUMNS, step_row(4, bare), strict=True))["at most"] == "–"
 
 
 def test_the_warm_start_has_a_line_and_curves_of_its_own() -> None:
@@ -161,7 +185,7 @@ def test_an_evaluation_stands_with_its_interval_and_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "wanted"), [(0.4, "0m00s"), (61, "1m01s"), (3599.6, "1h00m"), (7260, "2h01m")]
+    ("seconds", "wanted"), [(0.4, "0 s"), (61, "1m01s"), (3599.6, "1h00m"), (7260, "2h01m")]
 )
 def test_durations_are_read_at_a_glance(seconds: float, wanted: str) -> None:
     assert duration(seconds) == wanted

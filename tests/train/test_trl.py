@@ -146,6 +146,21 @@ def test_a_step_of_trl_in_small_passes_moves_the_weights_along_that_gradient(
     assert farthest(moved, wanted) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+def test_activations_that_are_made_again_give_the_same_step(tmp_path: Path) -> None:
+    """As TRL trains unless it is told otherwise, with the attention of the in-process engine."""
+    from sandlot.train.engine_torch import use_slots
+
+    episodes, model = episodes_of(FULL), tiny_qwen3()
+    before, wanted = weights_of(model), gradients(exact(model, episodes), model)
+    use_slots(model)
+    extra = {"activation_checkpointing": True}
+    trainer_of(model, episodes, tmp_path, extra=extra).train()
+    assert model.is_activation_checkpointing
+    moved = [one - two for one, two in zip(before, weights_of(model), strict=True)]
+    assert farthest(moved, wanted) < 1e-5
+
+
 def test_the_settings_alone_are_exact_where_no_reward_is_missing(tmp_path: Path) -> None:
     episodes = episodes_of(FULL)
     trainer = trainer_of(tiny_qwen3(), episodes, tmp_path)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -234,7 +235,8 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
 
     config, settings = prepared.config, asked.settings()
     require_training(*(("trl",) if config.train.trainer == "trl" else ()))
-    view = choose_train_view(settings.display, config)
+    rank = rank_among_processes(config)
+    view = choose_train_view("none" if rank else settings.display, config)
     where: list[TrainDirectory] = []
     try:
         drive(lambda: _train(asked, prepared, settings, view, where.append))
@@ -245,7 +247,25 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
         raise
     finally:
         view.close()
-    show_end(where[0], as_json=as_json, quiet=settings.display == "none")
+    if not rank:
+        show_end(where[0], as_json=as_json, quiet=settings.display == "none")
+
+
+def rank_among_processes(config: TrainConfig) -> int:
+    """Which of the processes this is that torchrun or `accelerate launch` started; 0 where alone.
+
+    Raises:
+        ConfigError: several were started for a trainer that works in one.
+    """
+    if several_processes() and config.train.trainer != "trl":
+        raise ConfigError(
+            f"train.trainer {config.train.trainer!r} works in one process; set it to 'trl'"
+        )
+    return int(os.environ.get("RANK", "0")) if several_processes() else 0
+
+
+def several_processes() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 async def _train(
@@ -260,7 +280,7 @@ async def _train(
     quiet_libraries()
     from sandlot.train.assemble import assemble
     from sandlot.train.directory import TrainDirectory
-    from sandlot.train.driver import Driver
+    from sandlot.train.driver import driver_of
     from sandlot.train.provenance import made_with
 
     config, directory = prepared.config, prepared.directory
@@ -278,14 +298,19 @@ async def _train(
             cache=settings.cache_dir,
             now=now,
         )
-        if directory is None:
+        if directory is None and rank_among_processes(config) == 0:
             directory = TrainDirectory.create(Path(settings.runs), config, made, now)
+        if several_processes():
+            from sandlot.train.trl_driver import among_processes
+
+            directory = await asyncio.to_thread(among_processes, directory)
+        assert directory is not None
         opened(directory)
         with directory.alone():
             directory.adopt(config, made)
             view.note(f"run: {directory.path}")
             directory.told = view.told
-            await Driver(config, parts, directory, view.note).run()
+            await driver_of(config, parts, directory, view.note).run()
     finally:
         await parts.close()
 
@@ -304,9 +329,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _dry_run(asked: Asked, *, as_json: bool) -> None:

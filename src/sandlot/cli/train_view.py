@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sandlot.cli.text import clean
-from sandlot.train.live import Story, evaluation_table
+from sandlot.train.live import STEP_COLUMNS, Story, evaluation_table, step_row
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -66,7 +66,7 @@ class RichTrainView(SilentTrainView):
 
         super().__init__(config)
         self._console = console
-        self._lines: list[str] = []
+        self._steps: list[tuple[str, ...]] = []
         self._live = Live(console=console, get_renderable=self._panel, refresh_per_second=2)
         self._live.start()
 
@@ -74,8 +74,8 @@ class RichTrainView(SilentTrainView):
         super().told(phase, step, figures)
         if phase == "evaluation":
             self.note(evaluation_line(figures))
-        elif phase != "rollout":
-            self._lines = [*self._lines, self.story.line()][-_SHOWN_STEPS:]
+        elif phase == "train":
+            self._steps = [*self._steps, step_row(step, figures)][-_SHOWN_STEPS:]
 
     def note(self, text: str) -> None:
         from rich.text import Text
@@ -83,15 +83,21 @@ class RichTrainView(SilentTrainView):
         self._console.print(Text(clean(text)), highlight=False, soft_wrap=True)
 
     def _panel(self) -> Group:
+        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
+        steps = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in STEP_COLUMNS:
+            steps.add_column(Text(name), justify="right")
+        for row in self._steps:
+            steps.add_row(*map(Text, row))
         curves = Table.grid(padding=(0, 2))
         for name, picture, ends in self.story.sparklines():
             curves.add_row(Text(name, style="dim"), Text(picture, style="cyan"), Text(ends))
-        steps = [Text(line, no_wrap=True, overflow="ellipsis") for line in self._lines]
-        return Group(*steps, curves, Text(self.story.waiting(), style="bold"))
+        shown = [steps, curves] if self._steps else [curves]
+        return Group(*shown, Text(self.story.waiting(), style="bold"))
 
     def close(self) -> None:
         self._live.stop()

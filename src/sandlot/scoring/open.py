@@ -1,4 +1,4 @@
-"""Open answers: a check by algebra where the truth is an expression, else by text."""
+"""Open answers: a check by algebra where truth and answer are expressions, else by text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 from sandlot.core.errors import MissingExtra
 from sandlot.core.types import Score
 from sandlot.scoring.base import Candidate, Scorer
-from sandlot.scoring.extract import plain
+from sandlot.scoring.extract import extract, plain
 from sandlot.scoring.text import text_targets
 
-_LONG = 400  # characters; a longer truth is a text
+_LONG = 400  # characters; a longer one is a text
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _FUNCTION = re.compile(r"\b(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|mod)\b")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -19,7 +19,7 @@ _SIGN = re.compile(r"[\d\\^=+*/<>]")
 
 
 def is_expression(text: str) -> bool:
-    """Whether a truth is a number or formula and holds no word of a language."""
+    """Whether a text is a number or formula and holds no word of a language."""
     text = plain(text)
     if len(text) > _LONG or not _SIGN.search(text):
         return False
@@ -29,7 +29,7 @@ def is_expression(text: str) -> bool:
 class MathFirst:
     """1 where the answer says the truth, in words or as mathematics; else what the text earns.
 
-    Algebra is asked only about truths that are expressions: two sentences that share a number are
+    Algebra is asked only where truth and answer are expressions: sentences that share a number are
     not equal. Where it is needed and cannot be had (no library, a helper that died), the score is
     missing with the reason, never a lower one.
     """
@@ -46,7 +46,10 @@ class MathFirst:
         by_text = await self._text.score(candidate)
         if by_text.value == 1.0 or by_text.details.get("no_answer"):
             return by_text
-        if not any(map(is_expression, text_targets(candidate.task))):
+        truths = text_targets(candidate.task)
+        if not is_expression(extract(candidate.answer) or "") or not any(
+            map(is_expression, truths)
+        ):
             return by_text
         by_math = await self._by_math(candidate)
         if by_math.value == 1.0 or (by_math.missing and not by_math.details.get("truth_unread")):

@@ -255,11 +255,12 @@ def text_targets(task: Task) -> tuple[str, ...]:
 class TextScorer:
     """1 where the extracted answer agrees with a truth; else 0, or ROUGE-L where a set asks.
 
-    Options: `rouge` (the value of an answer that does not agree is its best ROUGE-L);
+    Options: `rouge` (the value of an answer that does not agree is its best ROUGE-L, but 0 where
+    both are quantities, dates, or a yes and a no: ROUGE does not see that -4 is not 4);
     `rel_tol` (for numbers, relative to the truth); `exact` (nothing but the same text).
     """
 
-    version = "1"
+    version = "2"
 
     def __init__(
         self, *, rouge: bool = False, rel_tol: float = 0.0, exact: bool = False, name: str = "text"
@@ -278,7 +279,7 @@ class TextScorer:
         details: dict[str, Any] = {"answer": answer[:500], "agrees": agreed}
         if agreed or not self._rouge:
             return self._scored(candidate, float(agreed), details)
-        best = max(rouge_l(answer, target) for target in targets)
+        best = max(self._shared(answer, target) for target in targets)
         return self._scored(candidate, round(best, 6), details | {"rouge_l": round(best, 6)})
 
     async def close(self) -> None:
@@ -288,6 +289,15 @@ class TextScorer:
         if self._exact:
             return same_text(answer, truth)
         return agrees(answer, truth, rel_tol=self._rel_tol)
+
+    def _shared(self, answer: str, truth: str) -> float:
+        """What an answer that does not agree has in common with the truth."""
+        if (
+            max(len(answer), len(truth)) <= _LONG
+            and _by_kind(answer, truth, self._rel_tol) is False
+        ):
+            return 0.0
+        return rouge_l(answer, truth)
 
     def _scored(self, candidate: Candidate, value: float, details: Mapping[str, Any]) -> Score:
         return Score(candidate.task.id, self.name, self.version, value, details=details)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -49,12 +50,15 @@ def save(
 ) -> Checkpoint:
     """Write a checkpoint beside the others and drop all but the newest `keep`.
 
+    That of the beginning of the reinforcement learning stays: it is what the end is compared with.
+
     It becomes visible by one rename, after everything reached the disk: a full disk or a kill
     leaves the earlier ones as they were.
 
     Raises:
         RecordError: it could not be written; nothing of it is left.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     name = f"{_PREFIX}{phase}-{step:06d}"
@@ -68,35 +72,44 @@ def save(
             str(draft / _WEIGHTS),
         )
         torch.save(dict(optimiser), draft / _OPTIMISER)
-        (draft / _STATE).write_text(json.dumps({"phase": phase, "step": step}), "utf-8")
+        state = {
+            "phase": phase,
+            "step": step,
+            "sha256": {name: _digest(draft / name) for name in (_WEIGHTS, _OPTIMISER)},
+        }
+        (draft / _STATE).write_text(json.dumps(state), "utf-8")
         for file in draft.iterdir():
             _to_disk(file)
         shutil.rmtree(final, ignore_errors=True)  # left by a run that went over this step before
         draft.rename(final)
         _to_disk(folder)
-    except (OSError, RuntimeError, ValueError) as error:  # torch and safetensors wrap a full disk
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        # A full disk has another name in each library.
         shutil.rmtree(draft, ignore_errors=True)
         raise RecordError(f"checkpoint {final} could not be written: {error}") from error
     for old in _all(folder)[:-keep]:
+        if (old.phase, old.step) == ("train", 0):
+            continue
         shutil.rmtree(old.path, ignore_errors=True)
     return Checkpoint(final, phase, step)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole."""
-    found = _all(folder)
-    return found[-1] if found else None
+    """The newest checkpoint that is whole; one that was damaged since it was written is none."""
+    return next((each for each in reversed(_all(folder)) if _whole(each)), None)
 
 
 def named(folder: Path, name: str) -> Checkpoint:
     """Raises:
-    InputError: it is not there; names those that are.
+    InputError: it is not there (names those that are), or it is damaged.
     """
     found = {each.path.name: each for each in _all(folder)}
     if name not in found:
         raise InputError(
             f"checkpoint {name!r} is not in {folder} (have: {', '.join(found) or 'none'})"
         )
+    if not _whole(found[name]):
+        raise InputError(f"checkpoint {found[name].path} was damaged since it was written")
     return found[name]
 
 
@@ -106,9 +119,23 @@ def _all(folder: Path) -> list[Checkpoint]:
         try:
             state = json.loads((path / _STATE).read_text("utf-8"))
             found.append(Checkpoint(path, str(state["phase"]), int(state["step"])))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # not one of ours, or damaged from outside
     return sorted(found, key=lambda each: (each.phase == "train", each.step))
+
+
+def _whole(found: Checkpoint) -> bool:
+    try:
+        wanted = json.loads((found.path / _STATE).read_text("utf-8")).get("sha256", {})
+        own = {name: _digest(found.path / name) for name in (_WEIGHTS, _OPTIMISER)}
+    except OSError:
+        return False
+    return all(own.get(name) == digest for name, digest in wanted.items())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,12 @@ from typing import Any
 from sandlot import __version__
 from sandlot.bench.contamination import check_sandbox_view
 from sandlot.core.codec import to_json
-from sandlot.core.errors import ConfigError, InputError, RecordError
+from sandlot.core.errors import ConfigError, InputError
 from sandlot.core.store import to_toml
 from sandlot.core.types import Task
 from sandlot.tasks.base import LoadedSet
 from sandlot.tasks.readers import ROW_BYTES, SUFFIXES, read_rows
+from sandlot.train.atomic import replacing
 from sandlot.train.data_files import Bounds
 from sandlot.train.data_overlap import RUN, Overlaps
 from sandlot.train.data_rows import Bad, Context, Question, read_contexts
@@ -117,7 +116,7 @@ def build(
     Raises:
         ConfigError: options out of range, or an output that is there.
         InputError: rows that cannot be used, each named; nothing left to write.
-        RecordError: the disk is full. Nothing is left behind.
+        ExportError, RecordError: the disk is full. What was there before is there still.
     """
     options = options or BuildOptions()
     _check(options)
@@ -128,13 +127,16 @@ def build(
     job.index(compared)
     with Spool(out.parent) as spool:
         job.read(files, spool)
-        with outputs.written() as drafts:
-            job.write(spool, drafts.tasks)
-            manifest = job.manifest(out.name, drafts.digest())
-            drafts.row.write_text(to_toml(_task_set(out, manifest)), "utf-8")
-            drafts.manifest.write_text(
-                json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", "utf-8"
-            )
+        with (
+            replacing(outputs.manifest) as manifest_part,
+            replacing(outputs.row) as row_part,
+            replacing(outputs.tasks) as tasks_part,
+        ):
+            job.write(spool, tasks_part)
+            manifest = job.manifest(out.name, _digest_of_file(tasks_part)[0])
+            row_part.write_text(to_toml(_task_set(out, manifest)), "utf-8")
+            text = json.dumps(manifest, ensure_ascii=False, indent=1)
+            manifest_part.write_text(f"{text}\n", "utf-8")
     return Built(out, outputs.row, outputs.manifest, manifest)
 
 
@@ -331,8 +333,6 @@ class _Job:
                         self._write_task(made, file.write)
                 if number % _EVERY == 0:
                     self._progress("writing contexts", min(number, whole), whole)
-            file.flush()
-            os.fsync(file.fileno())
         self._progress("writing contexts", whole, whole)
         if not self._counts["tasks"]:
             raise InputError(self._nothing_left())
@@ -447,20 +447,8 @@ def _task_set(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 # --- files -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Drafts:
-    """The three files before they get their names."""
-
-    tasks: Path
-    row: Path
-    manifest: Path
-
-    def digest(self) -> str:
-        return _digest_of_file(self.tasks)[0]
-
-
 class _Outputs:
-    """The three files of a build, which appear together or not at all."""
+    """The three files of a build."""
 
     def __init__(self, out: Path, force: bool) -> None:
         if out.suffix != ".jsonl":
@@ -472,7 +460,7 @@ class _Outputs:
         self.manifest = out.with_suffix(".manifest.json")
         there = [path.name for path in (self.tasks, self.row, self.manifest) if path.exists()]
         if there and not force:
-            raise ConfigError(f"{out.parent}: {', '.join(there)} is there; --force replaces it")
+            raise ConfigError(f"{out.parent}: there already: {', '.join(there)}; --force replaces")
 
     def refuse_sources(self, files: Iterable[SourceFile]) -> None:
         """Raises ConfigError where an output is one of the sources."""
@@ -480,20 +468,3 @@ class _Outputs:
         for file in files:
             if file.path.resolve() in outputs:
                 raise ConfigError(f"{file.path}: is a source, and would be written over")
-
-    @contextmanager
-    def written(self) -> Iterator[_Drafts]:
-        """Drafts to write into; they get their names when all is well, and are gone otherwise."""
-        wanted = (self.tasks, self.row, self.manifest)
-        drafts = tuple(path.with_name(f".{path.name}.new") for path in wanted)
-        try:
-            yield _Drafts(*drafts)
-            for draft, path in zip(drafts, wanted, strict=True):
-                draft.replace(path)
-        except OSError as exc:
-            raise RecordError(
-                f"{self.tasks}: cannot be written: {exc.strerror or exc}; nothing was changed there"
-            ) from exc
-        finally:
-            for draft in drafts:
-                draft.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ def _at(lines: Sequence[str], at: int) -> str:
 
 def _heading(line: str, before: str, after: str, later: str) -> str | None:
     text = line.strip()
-    if not text or len(text) > _HEADING_LENGTH:
+    if len(text) > _HEADING_LENGTH or not re.search(r"\w", text):
         return None
     marked = _MARKED.fullmatch(text)
     if marked:

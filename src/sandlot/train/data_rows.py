@@ -1,8 +1,9 @@
 """Rows of question sets as contexts: documents, and the questions that are asked of them.
 
 Three shapes are read: rows with a context and a list of pairs (the seed of Instruction
-Pre-Training: `context`, `QA_list` of `Q` and `A`, `QA_type`, `rc_name`), rows with documents and
-one question each, and rows in the schema of the paper's bench.
+Pre-Training, ft-instruction-synthesizer-collection: `context`, `QA_list` of `Q` and `A`, `QA_type`,
+`rc_name`; options and chains of thought stand in `Q` and `A` as its own code reads them), rows with
+documents and one question each, and rows in the schema of the paper's bench.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ TYPES = ("qa_type", "QA_type", "question_type", "type")
 OPTIONS = ("options", "choices")
 CONTEXTS = ("context", "contexts", "passage")
 POOLS = ("rc_name", "dataset")
+ANSWERS = "answers"
 LICENCES = ("licence", "license")
 _ASKED = ("Q", *ALIASES["prompt"], "instruction")
 _ANSWERED = ("A", *ALIASES["target"], "response", "output")
@@ -224,7 +226,7 @@ def _documents(raw: Row, allow_empty: bool) -> tuple[Document, ...]:
 def _from_field(raw: Row, name: str) -> tuple[Document, ...]:
     value = (raw.fields or {})[name]
     if isinstance(value, str) and name in CONTEXTS:
-        return (Document(_whole(name, value)),)
+        return (Document(_whole(name, value), title=_word(raw.fields or {}, ("title",))),)
     if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
         return tuple(_titled(name, number, one) for number, one in enumerate(value))
     files = documents_of(raw, name)
@@ -319,6 +321,8 @@ class _Reader:
         """A row that is one question, read as any task set's row is."""
         left = (*TYPES, *OPTIONS, *CONTEXTS, *ALIASES["files"], "domain")
         bare = {name: value for name, value in self._fields.items() if name not in left}
+        if field_of(bare, "target", {}) is None and bare.get(ANSWERS) is not None:
+            bare["answer"] = _distinct(bare[ANSWERS])
         has_id = field_of(bare, "id", {}) is not None
         (task,) = load_tasks([Row(self._raw.place, bare)], _NAMED if has_id else _NUMBERED)
         names = field_of(bare, "prompt", {}) or "", field_of(bare, "target", {}) or ""
@@ -331,6 +335,12 @@ class _Reader:
             place=self._raw.place,
             id=task.id if has_id else None,
         )
+
+
+def _distinct(answers: Any) -> Any:
+    """Accepted answers as a list of texts, or an object with that list in `text` as in SQuAD."""
+    given = answers.get("text") if isinstance(answers, Mapping) else answers
+    return list(dict.fromkeys(map(str, given))) if isinstance(given, list) else given
 
 
 def _kind(fields: Mapping[str, Any]) -> str | None:

@@ -88,7 +88,7 @@ def _row(
     row: dict[str, Any] = {
         "id": question.id or name_of(context, digest, question),
         "domain": DOMAIN,
-        "problem_statement": prompt_of(question, examples),
+        "problem_statement": prompt_of(question, examples, documents=bool(files)),
         "ground_truth": question.truth,
         "input_files": dict(files),
         "qa_type": CHOICE if question.choice else OPEN,
@@ -158,14 +158,17 @@ def _in_order(key: str, items: Sequence[T]) -> list[T]:
 # --- prompts ---------------------------------------------------------------------------------
 
 
-def prompt_of(question: Question, examples: Sequence[Question] = ()) -> str:
+def prompt_of(
+    question: Question, examples: Sequence[Question] = (), *, documents: bool = True
+) -> str:
     """What is asked, below examples with their answers where there are any."""
     asked = "\n\n".join(part for part in (_asked(question), _form(question)) if part)
     if not examples:
         return asked
     shown = "\n\n".join(f"Question: {_asked(one)}\nAnswer: {_told(one)}" for one in examples)
+    about = "about the same documents" if documents else "of the same kind"
     return (
-        "Earlier questions about the same documents, with their answers:\n\n"
+        f"Earlier questions {about}, with their answers:\n\n"
         f"{shown}\n\nThe question to answer now:\n\n{asked}"
     )
 

@@ -37,6 +37,8 @@ from sandlot.train.records import write_records
 
 VERSION = 1
 KEPT_TRAJECTORIES = 4
+HELD_OUT = "held-out"
+"""Group of the rollouts of an evaluation."""
 
 
 Told = Callable[[str, int, Mapping[str, Any]], None]
@@ -53,6 +55,7 @@ class TrainDirectory:
     path: Path
     told: Told | None = None
     _kept: dict[str, set[str]] = field(default_factory=dict, init=False)
+    _step: int = field(default=0, init=False)
 
     @classmethod
     def create(
@@ -151,6 +154,7 @@ class TrainDirectory:
             "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         self._append("steps.jsonl", {"phase": phase, "step": step, "figures": figures})
+        self._step = step if phase == "train" else 0
         self._kept.clear()
         if self.told is not None:
             self.told(phase, step, figures)
@@ -181,7 +185,7 @@ class TrainDirectory:
         """A few rollouts of each step, one a task, as the events that they were recorded with."""
         if self.told is not None:
             self.told("rollout", 0, {"group": episode.group, "reward": episode.reward})
-        kind = _kind(episode)
+        kind = self._kind(episode)
         kept = self._kept.setdefault(kind, set())
         if episode.task_id in kept or len(kept) >= KEPT_TRAJECTORIES:
             return
@@ -191,6 +195,17 @@ class TrainDirectory:
         told = replace(trajectory, metadata={**trajectory.metadata, **worth})
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _timed(told))
         self._write(f"trajectories/{kind}.{len(kept)}.jsonl", "".join(lines))
+
+    def _kind(self, episode: Episode) -> str:
+        """`step-000001` for a rollout of training, whose group begins with its step.
+
+        Others are called by their group: `held-out-000001` after so many steps, or a clerk's style.
+        """
+        step = episode.group.partition(".")[0]
+        if step.isdigit():
+            return f"step-{int(step):06d}"
+        name = slugify(episode.group)
+        return f"{name}-{self._step:06d}" if name == HELD_OUT else name
 
     # What is read back.
 
@@ -211,6 +226,7 @@ class TrainDirectory:
 
     def cut_after(self, phase: str, step: int) -> None:
         """Forget figures of steps that a checkpoint does not hold: they are made again."""
+        self._step = step if phase == "train" else 0
         order = {"warmstart": 0, "train": 1}
 
         def keep(line: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ from sandlot.train.base import Episode, Note
 from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
-from sandlot.train.directory import TrainDirectory
+from sandlot.train.directory import HELD_OUT, TrainDirectory
 from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
 from sandlot.train.export import write_hf
@@ -107,6 +107,7 @@ class Driver:
     def _restore(self) -> tuple[str, int]:
         found = checkpoint.newest(self.directory.checkpoints)
         if found is None:
+            self.directory.cut_after("warmstart", 0)
             return "warmstart", 0
         load_values(self.parts.policy.model, found.weights())
         if found.step or found.phase == "warmstart":
@@ -424,7 +425,7 @@ class Driver:
                     task,
                     make(self.config.evaluate.seed * 1_000_000 + index),
                     rules,
-                    group="held-out",
+                    group=HELD_OUT,
                 )
                 for index, task in enumerate(tasks)
             )

@@ -39,7 +39,7 @@ def lessons_of(generator: str | None) -> Lessons:
     """Raises:
     ConfigError: nobody knows how to work on such tasks; says what to do instead.
     """
-    if generator not in _LESSONS:
+    if generator is None or generator not in _LESSONS:
         known = " and ".join(repr(name) for name in sorted(_LESSONS))
         raise ConfigError(
             f"warmstart: clerks can only act on tasks of the generators {known}; learn from "

@@ -83,10 +83,14 @@ class Story:
         """What is going on between two steps."""
         rollout = self.config.rollout
         of = rollout.tasks_a_step * rollout.rollouts_a_task
+        left = f", {duration(self.left_s)} left" if self.left_s is not None else ""
+        if not self.phase:
+            return f"getting ready, {self.played} rollouts played" if self.played else "loading"
         if self.phase == "warmstart" and self.step < self.of:
-            return f"warm start: {self.step} of {self.of} steps"
+            return f"warm start: {self.step} of {self.of} steps{left}"
+        done = self.step if self.phase == "train" else 0
         count = f"{self.played} of {of}" if self.played <= of else str(self.played)
-        return f"after {self.step} of {self.config.train.steps} steps: {count} rollouts played"
+        return f"after {done} of {self.config.train.steps} steps: {count} rollouts played{left}"
 
     def sparklines(self) -> Iterator[tuple[str, str, str]]:
         """For each curve of the phase: its name, its picture, and first and last value."""
@@ -95,6 +99,28 @@ class Story:
             if len(values) > 1:
                 ends = f"{short(values[0])} → {short(values[-1])}"
                 yield name, sparkline(values, top=top), ends
+
+
+STEP_COLUMNS = (
+    *("step", "reward", "turns", "tokens", "useful", "gap", "at most"),
+    *("rollouts", "update", "missing"),
+)
+
+
+def step_row(step: int, figures: Mapping[str, float]) -> tuple[str, ...]:
+    """A step of reinforcement in the cells of `STEP_COLUMNS`."""
+    gaps = (figures.get(name) for name in ("gap_mean", "gap_max"))
+    return (
+        str(step),
+        f"{figures['reward']:.3f}",
+        f"{figures['turns']:.2f}",
+        f"{figures['tokens']:.0f}",
+        f"{100 * figures['useful_groups']:.0f} %",
+        *("–" if gap is None else f"{gap:.1e}" for gap in gaps),
+        f"{figures['rollout_s']:.1f} s",
+        f"{figures['update_s']:.1f} s",
+        f"{figures.get('missing', 0):.0f}",
+    )
 
 
 def _warm(figures: Mapping[str, float]) -> Iterator[str]:
@@ -167,6 +193,8 @@ def short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}h{minute:02}m" if hours else f"{minute}m{second:02}s"
@@ -189,7 +217,8 @@ class Summary:
     last: Mapping[str, float]
 
     def lines(self) -> Iterator[str]:
-        yield f"trained: {self.warm_steps} steps of warm start, {self.steps} of reinforcement"
+        warm = f"{self.warm_steps} step{'' if self.warm_steps == 1 else 's'} of warm start"
+        yield f"trained: {warm}, {self.steps} of reinforcement"
         if self.steps:
             yield f"curve: {', '.join(self._changes())} (means of {RECENT} steps)"
             yield f"rollouts: {self.rollouts:,}, {self.missing:,} of them without a reward"

@@ -199,11 +199,10 @@ def _chosen(head: Head, states: Tensor, targets: Tensor, temperature: float) -> 
     return -functional.cross_entropy(logits, targets, reduction="none")
 
 
-def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """`sequence_logprobs` of a transformers causal model, with or without a LoRA adapter.
+def head_of(model: Any) -> Head:
+    """The output head of a transformers causal model, with or without a LoRA adapter.
 
-    `model` is a `PreTrainedModel` with an output head, or a `PeftModel` around one. A model that
-    bends its logits after the head (`final_logit_softcapping`) has them bent here too.
+    A model that bends its logits after the head (`final_logit_softcapping`) has them bent here too.
 
     Raises:
         ConfigError: a model that multiplies its logits after the head: each family does so in a
@@ -213,7 +212,6 @@ def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor
     for name in _LOGIT_SCALES:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ConfigError(f"{config.model_type} scales its logits ({name}), which is not known")
-    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     linear = model.get_output_embeddings()
     cap = getattr(config, "final_logit_softcapping", None)
 
@@ -221,6 +219,17 @@ def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor
         logits: Tensor = linear(states)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    return head
+
+
+def model_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """`sequence_logprobs` of a transformers causal model, a `PeftModel` around one included.
+
+    Raises:
+        ConfigError: as `head_of`.
+    """
+    head = head_of(model)
+    hidden = model.get_decoder()(input_ids=batch.ids, use_cache=False).last_hidden_state
     return sequence_logprobs(hidden, head, batch.ids, batch.sampled, temperature)
 
 

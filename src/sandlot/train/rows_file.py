@@ -7,13 +7,13 @@ messages`, and what most programs call OpenAI messages).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sandlot.core.errors import InputError, RecordError
-from sandlot.core.jsonl import stream_jsonl
 from sandlot.core.tokens import TokenRow, joined
 from sandlot.core.types import Message, Role, TextPart, TokenRecord
 from sandlot.models.base import ToolSpec
@@ -30,11 +30,24 @@ def read_rollouts(path: Path, chat: TemplateFormat) -> Iterator[Episode]:
         InputError: the file cannot be read, or a line is in none of the forms; names the line.
         ConfigError: the model's template cannot write such a conversation.
     """
+    try:  # not `stream_jsonl`, which takes a last line without its newline for a torn one
+        with path.open(encoding="utf-8", errors="surrogatepass") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    where = f"{path.name}:{number}"
+                    yield _episode(_object(text, where), chat, where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _object(text: str, where: str) -> Mapping[str, Any]:
     try:
-        for number, line in stream_jsonl(path):
-            yield _episode(line, chat, f"{path.name}:{number}")
-    except RecordError as error:
-        raise InputError(str(error)) from error
+        line = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    if not isinstance(line, dict):
+        raise InputError(f"{where}: expected an object, found {type(line).__name__}")
+    return line
 
 
 def _episode(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> Episode:

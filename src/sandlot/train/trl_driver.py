@@ -12,19 +12,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.distributed.rendezvous import rendezvous
 from transformers.trainer_callback import TrainerCallback
 
-from sandlot.core.errors import InputError
+from sandlot.core.errors import ConfigError, InputError
+from sandlot.core.types import Trajectory
 from sandlot.train import checkpoint
 from sandlot.train.base import Episode
-from sandlot.train.config import TrainConfig
-from sandlot.train.curves import step_figures
+from sandlot.train.config import TrainConfig, WarmStart
+from sandlot.train.curves import Evaluated, step_figures
+from sandlot.train.directory import TrainDirectory
 from sandlot.train.driver import Driver
 from sandlot.train.objective import Advantages
 from sandlot.train.trl_trainer import SandlotTrainer, TrlSettings, make_trainer
@@ -49,6 +53,26 @@ class TrlDriver(Driver):
     _playing: Future[list[Episode]] | None = None
     _figures: dict[str, float]
     _ended: float = 0.0
+
+    @property
+    def _first(self) -> bool:
+        return not isinstance(self.directory, Onlooker)
+
+    async def _warm_start(self, warm: WarmStart, start: int) -> None:
+        if self.config.trl.processes > 1:
+            raise ConfigError(
+                "a warm start is made by one process: run `sandlot train sft` alone, export the "
+                "result and name it as model.source, or leave [warmstart] out"
+            )
+        await Driver._warm_start(self, warm, start)
+
+    async def _evaluate(self, phase: str, step: int) -> None:
+        if self._first:  # the others wait where they next meet
+            await Driver._evaluate(self, phase, step)
+
+    def _save(self, phase: str, step: int) -> None:
+        if self._first:
+            Driver._save(self, phase, step)
 
     def _restore(self) -> tuple[str, int]:
         found = checkpoint.newest(self.directory.checkpoints)
@@ -108,6 +132,8 @@ class TrlDriver(Driver):
         assert self._loop is not None
         rank, share = self._trainer.accelerator.process_index, len(task_ids)
         places = range(rank * share, (rank + 1) * share)
+        if self._trainer.control.should_training_stop:
+            raise CancelledError
         with self._updating():  # the engine forgets what it kept of the old weights
             pass
         began = time.monotonic()
@@ -140,15 +166,58 @@ class TrlDriver(Driver):
     def evaluate_if_due(self) -> None:
         """What was evaluated before a run was interrupted is left out."""
         step = self._number()
-        if step and self._due(step):
+        if not step or not self._due(step):
+            return
+        self._send_weights()
+        if self._first:
             assert self._loop is not None
             coming = self._evaluate("train", step)
             asyncio.run_coroutine_threadsafe(coming, self._loop).result()
+
+    def _send_weights(self) -> None:
+        """To a vLLM server, by all processes together; TRL itself does so only before rollouts."""
+        trainer: Any = self._trainer
+        if trainer.use_vllm and trainer._last_loaded_step != trainer.state.global_step:
+            trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
 
     def save_weights(self) -> None:
         assert self._trainer is not None
         if not (self._trainer.is_fsdp_enabled or self._trainer.is_deepspeed_enabled):
             self._save("train", self._number())
+
+
+class Onlooker(TrainDirectory):
+    """The directory of a run on another process than the first, which alone writes there."""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        yield
+
+    def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None: ...
+
+    def add_step(self, phase: str, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def add_evaluation(self, phase: str, step: int, name: str, result: Evaluated) -> None: ...
+
+    def add_records(self, step: int, episodes: Sequence[Episode]) -> None: ...
+
+    def keep_trajectory(self, trajectory: Trajectory, episode: Episode) -> None: ...
+
+    def cut_after(self, phase: str, step: int) -> None: ...
+
+
+def among_processes(directory: TrainDirectory | None) -> TrainDirectory:
+    """The run's directory on each process: the first one's own, and onlookers for the others.
+
+    The processes are those that torchrun or `accelerate launch` started, and meet in its store.
+    """
+    store, rank, _ = next(iter(rendezvous("env://")))
+    if rank:
+        return Onlooker(Path(store.get("sandlot/run").decode()))
+    assert directory is not None
+    store.set("sandlot/run", str(directory.path.absolute()))
+    return directory
 
 
 class _Teller(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -167,12 +236,11 @@ class _Teller(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._driver.save_weights()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        whole = state.global_step % self._driver.config.trl.updates == 0
-        if state.is_world_process_zero and whole:
+        if state.global_step % self._driver.config.trl.updates == 0:
             self._driver.evaluate_if_due()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and not control.should_training_stop:
+        if state.global_step == state.max_steps:
             self._driver.evaluate_if_due()
 
 

@@ -25,6 +25,8 @@ Where TRL alone is not exact, `SandlotTrainer` corrects it:
   the most sampled tokens is kept; the others are counted in `rollouts/rows_left_aside`, and with
   `several_rows="refuse"` they are an error. The in-process driver trains on all rows.
 
+One thing is transformers' own: it spares norms and biases of weight decay.
+
 `old_logprobs` says under which probabilities the tokens count as drawn. "drawn": as recorded by the
 engine, as `policy_loss` has it; right where engine and trainer agree (in process, fp32). "trainer":
 computed again by the trainer before the update, as in the paper's trainer; with vLLM (`use_vllm`)
@@ -40,6 +42,7 @@ here with two processes on CPU (gloo). FSDP and DeepSpeed are settings of accele
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -207,6 +210,7 @@ class SandlotTrainer(GRPOTrainer):  # type: ignore[misc, unused-ignore]
         self._episodes: Sequence[Episode] = ()
         self._logps: Tensor | None = None
         self._gap = _Gap()
+        logging.getLogger("trl.trainer.grpo_trainer").addFilter(_is_news)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             super().__init__(
@@ -308,6 +312,12 @@ class _Gap:
 
 def _advantages(episodes: Sequence[Episode]) -> Advantages:
     return group_advantages([e.group for e in episodes], [e.reward for e in episodes])
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that luspo is meant for ratios of sequences, nor that rewards are missing: counted."""
+    said = record.getMessage()
+    return "'luspo'" not in said and "All reward functions returned None" not in said
 
 
 def recorded_reward(reward: Sequence[float | None], **_: Any) -> list[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def adapt(model: Any, lora: LoraSettings, *, skip_layers: int, seed: int) -> Any
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():  # peft asks transformers by names that will go
+        warnings.filterwarnings("ignore", ".*will be removed in v6", FutureWarning)
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
