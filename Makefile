@@ -12,13 +12,15 @@ FAST = not slow and not local_model and not sandbox and not network
 LONG = --ignore=tests/bench --ignore=tests/scoring --ignore=tests/tasks --ignore=tests/cli \
 	--ignore=tests/train
 
-.PHONY: help demo test test-sandbox check bench train-smollm2 clean setup-demo setup-test setup-train
+.PHONY: help demo test test-sandbox test-long check bench train-nano train-smollm2 clean setup-demo setup-test setup-train
 
 help:
 	@echo "make demo   a small real model works in a real sandbox on demo/input"
 	@echo "make test   every test (installs what it needs into .venv)"
 	@echo "make check  format, lint, types and the fast tests"
 	@echo "make bench  measure this machine, against its own floor"
+	@echo "make test-long    the smallest recipe with three seeds, and a control that must not learn"
+	@echo "make train-nano   teach a tiny model of random weights, on the CPU (a few minutes)"
 	@echo "make train-smollm2  teach a small real model to use its computer, on the CPU (two hours)"
 	@echo "make clean  remove .venv, caches and what the demo wrote"
 
@@ -41,6 +43,13 @@ check: setup-test
 
 bench: setup-train
 	$(BIN)/python bench/run.py
+
+# From random weights; ends with an error where the recipe's marks are missed.
+train-nano: setup-train
+	@$(BIN)/python scripts/train_nano.py 1
+
+test-long: setup-train
+	@$(BIN)/python scripts/train_nano.py 1 2 3 --coin
 
 # Warm start, reinforcement, export, and what it bought: before and after on held-out tasks.
 train-smollm2: setup-train

@@ -64,7 +64,7 @@ def rows(
         "report": lambda: report_rows.report(work, 10_000 if install else 500),
     }
     if train_rows.here():
-        found["training"] = lambda: train_rows.training(work, recipe=install, recorded=trained)
+        found["training"] = lambda: train_rows.training(work, trained)
     else:
         print("training is left out: its packages are not installed (make setup-train)")
     if install:

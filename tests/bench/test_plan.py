@@ -73,7 +73,7 @@ def test_a_set_with_a_limit_that_does_not_exist_is_refused(tmp_path: Path) -> No
 
 
 def test_a_tiny_local_model_gets_prompts_that_it_can_hold(tmp_path: Path) -> None:
-    made = plan(tmp_path, settings={"model": "local"})
+    made = plan(tmp_path, settings={"model": "local:base"})
     assert condition(made).profile.name == "benchmark-compact"
     assert condition(made, "llm").profile.name == "benchmark-llm-compact"
 

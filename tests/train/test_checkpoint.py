@@ -59,6 +59,17 @@ def test_what_was_saved_comes_back_and_only_the_newest_are_kept(tmp_path: Path) 
     ]
 
 
+def test_the_beginning_of_the_reinforcement_stays_to_be_compared_with(tmp_path: Path) -> None:
+    saved(tmp_path, 40, phase="warmstart")
+    for step in (0, 5, 10, 15):
+        saved(tmp_path, step)
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["step-train-000000", "step-train-000010", "step-train-000015"]
+    assert_holds(checkpoint.named(tmp_path, "step-train-000000"), 0)
+    with pytest.raises(InputError, match=r"'step-train-000005' is not in .*step-train-000015"):
+        checkpoint.named(tmp_path, "step-train-000005")
+
+
 def test_training_is_newer_than_the_warm_start(tmp_path: Path) -> None:
     saved(tmp_path, 900, phase="warmstart")
     saved(tmp_path, 0)

@@ -94,6 +94,7 @@ def test_the_warm_start_and_each_step_change_the_weights(whole: TrainDirectory) 
     assert newest is not None
     assert (newest.phase, newest.step) == ("train", 4)
     assert [each.name for each in sorted(whole.checkpoints.iterdir())] == [
+        "step-train-000000",  # the beginning of the reinforcement is kept, to compare with
         "step-train-000003",
         "step-train-000004",
     ]

@@ -272,6 +272,11 @@ def test_a_merged_folder_loads_as_any_model_and_says_what_the_adapter_made_it_sa
     assert (tmp_path / "hf/model.safetensors").is_file()
     config = json.loads((tmp_path / "hf/config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
+    # What transformers 4 reads, which takes a default of its own where it is missing.
+    assert (config["rope_theta"], config["torch_dtype"]) == (100_000.0, "float32")
+    assert again.config.rope_parameters["rope_theta"] == 100_000.0
+    words = json.loads((tmp_path / "hf/tokenizer_config.json").read_text())
+    assert words["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
 
 

@@ -205,7 +205,7 @@ def test_two_processes_share_one_run_directory(tmp_path: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launch += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "sandlot.cli.main"]
+    launch += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "sandlot"]
     ours = ["train", str(tmp_path / "several.toml"), "--out", str(tmp_path / "runs")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.Popen(

@@ -46,7 +46,8 @@ Told = Callable[[str, int, Mapping[str, Any]], None]
 
 @dataclass(slots=True)
 class TrainDirectory:
-    """`told` gets every line of figures as it is written: (phase, step, figures).
+    """`told` gets every line of figures as it is written: (phase, step, figures). `clock` gives
+    seconds since the epoch.
 
     Beside the phases `warmstart` and `train` there are `evaluation`, and `rollout` for each
     rollout that has ended.
@@ -54,6 +55,7 @@ class TrainDirectory:
 
     path: Path
     told: Told | None = None
+    clock: Callable[[], float] = time.time
     _kept: dict[str, set[str]] = field(default_factory=dict, init=False)
     _step: int = field(default=0, init=False)
 
@@ -193,7 +195,7 @@ class TrainDirectory:
         (self.path / "trajectories").mkdir(exist_ok=True)
         worth = {"group": episode.group, "reward": episode.reward, "missing": episode.missing}
         told = replace(trajectory, metadata={**trajectory.metadata, **worth})
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _timed(told))
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _timed(told, self.clock()))
         self._write(f"trajectories/{kind}.{len(kept)}.jsonl", "".join(lines))
 
     def _kind(self, episode: Episode) -> str:
@@ -286,9 +288,9 @@ def _as_of_now(stored: Mapping[str, Any]) -> Any:
         return stored
 
 
-def _timed(trajectory: Trajectory) -> Iterator[dict[str, Any]]:
-    """Records of a trajectory's events, at times reckoned back from now by what each took."""
-    at = time.time() - (trajectory.duration_s or 0.0)
+def _timed(trajectory: Trajectory, now: float) -> Iterator[dict[str, Any]]:
+    """Records of a trajectory's events, at times reckoned back from `now` by what each took."""
+    at = now - (trajectory.duration_s or 0.0)
     for event in unfold(trajectory):
         if isinstance(event, ReplyReceived):
             at += event.turn.model_s + event.turn.waiting_s

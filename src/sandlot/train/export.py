@@ -10,6 +10,7 @@ that are merged and quantised anew to four bits lose what was learnt, to Q8_0 th
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -97,6 +98,27 @@ def write_hf(model: Any, tokenizer: Any, folder: Path) -> None:
             tokenizer.save_pretrained(part)
         except SafetensorError as exc:
             raise cannot_write(folder, exc) from exc
+        _say_it_the_old_way_too(part)
+
+
+def _say_it_the_old_way_too(folder: Path) -> None:
+    """Transformers 4, which servers may still have, knows some of what 5 writes by other names.
+
+    It would take its own default for the rotary base without a word.
+    """
+    config, words = folder / "config.json", folder / "tokenizer_config.json"
+    values = json.loads(config.read_text("utf-8"))
+    values.pop("_model_name_or_path", None)
+    theta = (values.get("rope_parameters") or {}).get("rope_theta")
+    older = {"rope_theta": theta, "torch_dtype": values.get("dtype")}
+    values |= {name: value for name, value in older.items() if value is not None}
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+    values = json.loads(words.read_text("utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for here_only in ("is_local", "local_files_only"):
+        values.pop(here_only, None)
+    words.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 # --- GGUF weights --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sandlot.core.errors import ConfigError, InputError
+from sandlot.core.errors import ConfigError, InputError, ModelError
 from sandlot.train.base import Note
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -170,12 +170,21 @@ class MasterAdamW:
         )
 
     def step(self, lr: float) -> float:
-        """One step at this rate; the norm of the gradient before it was clipped."""
+        """One step at this rate; the norm of the gradient before it was clipped.
+
+        Raises:
+            ModelError: the gradient is no number; nothing was changed.
+        """
         for name, parameter in self._own.items():
             grad = parameter.grad
             self.masters[name].grad = None if grad is None else grad.detach().float()
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(list(self.masters.values()), self.max_norm)
+        if not torch.isfinite(norm):
+            raise ModelError(
+                "the gradient is no number any more: lower the rate, or train in float32 or "
+                "bfloat16; the newest checkpoint is from before"
+            )
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
