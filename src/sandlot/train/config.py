@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -405,7 +406,59 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 # --- contradictions ----------------------------------------------------------------------------
 
 
+_LEAST: Mapping[str, int] = {
+    "model.freeze_layers": 0,
+    "sandbox.live": 1,
+    "engine.slots": 1,
+    "engine.context_tokens": 2,
+    "engine.threads": 1,
+    "warmstart.clerks": 0,
+    "warmstart.drills": 0,
+    "warmstart.texts": 0,
+    "warmstart.answers": 0,
+    "warmstart.epochs": 1,
+    "warmstart.rows_a_step": 1,
+    "warmstart.token_budget": 1,
+    "rollout.tasks_a_step": 1,
+    "rollout.top_k": 0,
+    "rollout.reply_tokens": 1,
+    "rollout.max_turns": 1,
+    "train.steps": 0,
+    "train.lr_warmup_steps": 0,
+    "train.token_budget": 1,
+    "train.checkpoint_every": 1,
+    "evaluate.every": 0,
+}
+_ABOVE_0 = (
+    "warmstart.lr",
+    "rollout.top_p",
+    "rollout.episode_s",
+    "train.lr",
+    "train.max_norm",
+)
+
+
+def _at(config: Any, name: str) -> Any:
+    """The value of a dotted name; None where its table is left out."""
+    for part in name.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+def _out_of_range(config: TrainConfig) -> Iterator[str]:
+    for name, least in _LEAST.items():
+        value = _at(config, name)
+        if value is not None and value < least:
+            yield f"{name} must be at least {least}, found {value}"
+    for name in _ABOVE_0:
+        value = _at(config, name)
+        if value is not None and not 0 < value < math.inf:  # which no comparison says of a NaN
+            yield f"{name} must be above 0, found {value}"
+
+
 def _check(config: TrainConfig, where: str) -> None:
+    for words in _out_of_range(config):
+        raise ConfigError(f"{where}: {words}")
     for wrong, words in _contradictions(config):
         if wrong:
             raise ConfigError(f"{where}: {words}")
@@ -449,10 +502,6 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         (
             rollout.temperature <= 0,
             "rollout.temperature must be above 0: greedy draws are all alike",
-        ),
-        (
-            min(rollout.tasks_a_step, config.sandbox.live, engine.slots) < 1,
-            "counts must be above 0",
         ),
         (
             engine.kind != "torch" and not engine.url,
