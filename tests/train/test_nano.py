@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("transformers", reason="training needs the extra `train`")
 
-from sandbox.backends import proved_maker  # noqa: E402
+from sandbox.backends import proved_maker
 
 ROOT = Path(__file__).parents[2]
 
