@@ -20,14 +20,20 @@ from sandlot.tasks.generators.errands import (
     FURTHER,
     HELD_OUT,
     TRIAL,
+    WORDINGS,
     generate,
     make_item,
 )
+from sandlot.tasks.generators.errands_wordings import MORE
 from sandlot.tasks.generators.errands_words import TRAIN_WORDS, UNSEEN_WORDS, WORDS
 from sandlot.tasks.loaders import digest_of
 from sandlot.tasks.registry import load_row, load_set
 
 FAMILIES = (*TRIAL, *FURTHER, *HELD_OUT, *DRILLS)
+ALL_WORDS = {*TRAIN_WORDS, *UNSEEN_WORDS}
+MADE_UP = re.compile(
+    r"(?:[bdfgklmnprstvz]|br|st|tr)[aeiou][bdfgklmnprstvz][aeiou][lmnrstkx]"
+).fullmatch
 SETS = ("errands", "errands_further", "errands_held_out", "errands_rephrased")
 
 
@@ -49,10 +55,10 @@ def numbers_asked(task: Task) -> list[int]:
     return [int(found) for found in re.findall(r"\d+", task.prompt)]
 
 
-def last_words(task: Task) -> list[str]:
-    """The words after the colon, or those before the mark at the end."""
-    text = re.split(r": | to |words in order ", task.prompt.rstrip(".?"))[-1]
-    return text.split()
+def words_asked(task: Task) -> list[str]:
+    """The words of the prompt that are of the vocabulary, or made up."""
+    found = re.findall(r"[a-z]+\d?", task.prompt)
+    return [word for word in found if word.rstrip("0123456789") in ALL_WORDS or MADE_UP(word)]
 
 
 def pairs(task: Task) -> dict[str, str]:
@@ -63,8 +69,9 @@ def pairs(task: Task) -> dict[str, str]:
 
 
 def named(task: Task, names: Mapping[str, str]) -> str:
-    """The one key that the prompt names as a word of its own."""
-    (found,) = set(re.findall(r"\w+", task.prompt)) & set(names)
+    """The one key that the prompt names as a word of its own, and not as a file."""
+    text = re.sub(r"input/\S+", "", task.prompt)
+    (found,) = set(re.findall(r"\w+", text)) & set(names)
     return found
 
 
@@ -90,7 +97,7 @@ def read_wordcount(task: Task) -> str:
 
 
 def read_sortwords(task: Task) -> str:
-    left, found = last_words(task), []
+    left, found = words_asked(task), []
     while left:
         found.append(min(left))
         left.remove(found[-1])
@@ -169,9 +176,9 @@ def read_longest(task: Task) -> str:
 
 
 def read_copy(task: Task) -> str:
-    if task.prompt.startswith("Sort"):
-        return read_sortwords(task)
-    return read_mul(task) if task.prompt.startswith("Multiply") else read_lookup(task)
+    shape = task.prompt.split()[0]
+    readers = {"Sort": read_sortwords, "Multiply": read_mul, "Line": read_nthline}
+    return readers.get(shape, read_filecount if shape == "How" else read_lookup)(task)
 
 
 READERS: Mapping[str, Callable[[Task], str]] = {
@@ -199,7 +206,7 @@ READERS: Mapping[str, Callable[[Task], str]] = {
 def made(family: str, count: int = 20) -> list[Task]:
     return [
         make_item(family, 3, number, wording=wording, grade=grade)
-        for wording in ("plain", "rephrased")
+        for wording in WORDINGS
         for grade in (1, 2, 3)
         for number in range(count)
     ]
@@ -310,11 +317,43 @@ def test_other_wording_shares_no_prompt_and_no_file_with_the_plain_one() -> None
         assert not names[0] & names[1], family
 
 
+def test_training_sees_no_sentence_no_file_and_no_names_of_the_rephrased_errands() -> None:
+    for family in (*TRIAL, *FURTHER):
+        trained = [make_item(family, 5, number, wording="varied") for number in range(80)]
+        tested = [make_item(family, 5, number, wording="rephrased") for number in range(80)]
+        shapes = [{shape(task) for task in tasks} for tasks in (trained, tested)]
+        assert not shapes[0] & shapes[1], family
+        names = [{name for t in tasks for name in t.input_files} for tasks in (trained, tested)]
+        assert not names[0] & names[1], family
+
+
+def shape(task: Task) -> str:
+    """A prompt without what was filled in."""
+    text = re.sub(r"input/\S+|\d+", "_", task.prompt)
+    levels = {"ERROR", "WARN", "INFO", "DEBUG", "FATAL", "ALERT", "NOTE", "TRACE"}
+    filled = {*ALL_WORDS, *levels}
+    return " ".join("_" if word.strip(".,?:") in filled else word for word in text.split())
+
+
+@pytest.mark.parametrize("family", [*TRIAL, *FURTHER])
+def test_varied_errands_ask_in_many_sentences_the_plain_ones_among_them(family: str) -> None:
+    varied = {shape(make_item(family, 5, number, wording="varied")) for number in range(200)}
+    plain = {shape(make_item(family, 5, number)) for number in range(60)}
+    assert plain < varied
+    assert len(varied) >= 8
+
+
+def test_sentences_for_training_know_no_word_that_marks_the_rephrased_errands() -> None:
+    text = " ".join(sentence for sentences in MORE.values() for sentence in sentences).lower()
+    marks = {"row", "rows", "sheet", "sheets", "figure", "figures", "product", "dictionary"}
+    assert not marks & set(re.findall("[a-z]+", text))
+
+
 def test_ids_are_unique_over_seeds_wordings_names_and_grades() -> None:
     ids = [
         task.id
         for seed in (1, 2)
-        for wording in ("plain", "rephrased")
+        for wording in WORDINGS
         for names in ("train", "unseen")
         for grade in (1, 2)
         for task in generate(
@@ -322,7 +361,7 @@ def test_ids_are_unique_over_seeds_wordings_names_and_grades() -> None:
              "grade": grade}
         )
     ]  # fmt: skip
-    assert len(ids) == len(set(ids)) == 16 * 36
+    assert len(ids) == len(set(ids)) == 24 * 36
 
 
 def test_errands_over_the_prompt_alone_come_without_files() -> None:

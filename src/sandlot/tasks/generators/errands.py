@@ -18,6 +18,7 @@ from typing import Any
 
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Task
+from sandlot.tasks.generators.errands_wordings import ENDINGS, MORE
 from sandlot.tasks.generators.errands_words import TRAIN_WORDS, WORDS, invented
 from sandlot.tasks.loaders import DOCUMENTS, file_digest
 
@@ -34,14 +35,20 @@ HELD_OUT = ("join", "longest")
 DRILLS = ("copy",)
 """Exercises in copying names and figures into a command, for a warm start only."""
 
-WORDINGS = ("plain", "rephrased")
+WORDINGS = ("plain", "varied", "rephrased")
+"""Two plain sentences a family; these and many more, over files of any name, to train on; other
+words, and files of other names, that only tests use."""
+_PLAIN_SHARE = 0.4
+"""Of the varied prompts."""
 ANSWER = "output/answer.txt"
 _LINES = (0, 12, 40, 150)  # most lines of a file, by grade
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`families` are taken in turn. `names` is "train" or "unseen"; None goes by the wording."""
+    """`families` are taken in turn. `names` is "train" or "unseen"; None is "unseen" for the
+    wording "rephrased", else "train".
+    """
 
     families: tuple[str, ...] = TRIAL
     items: int = 60
@@ -83,9 +90,9 @@ def make_item(
     domain: str = "errands",
 ) -> Task:
     """One task of a family."""
-    part = names or ("train" if wording == "plain" else "unseen")
+    part = names or ("unseen" if wording == "rephrased" else "train")
     rng = Random(f"sandlot errands {VERSION} {family} {seed} {number} {wording} {part} {grade}")
-    errand = _FAMILIES[family](_Desk(rng, WORDS[part], wording == "rephrased", grade))
+    errand = _FAMILIES[family](_Desk(rng, WORDS[part], wording, grade, family))
     files = {name: "".join(f"{line}\n" for line in lines) for name, lines in errand.files.items()}
     data = {name: text.encode("ascii") for name, text in sorted(files.items())}
     variant = f"{grade}{wording[0]}{part[0]}"
@@ -148,18 +155,36 @@ class _Desk:
 
     rng: Random
     pool: tuple[str, ...]
-    rephrased: bool
+    wording: str
     grade: int
+    family: str
+
+    @property
+    def rephrased(self) -> bool:
+        return self.wording == "rephrased"
+
+    @property
+    def varied(self) -> bool:
+        return self.wording == "varied"
 
     def say(self, plain: Sequence[str], rephrased: Sequence[str], **parts: object) -> str:
-        return self.rng.choice(rephrased if self.rephrased else plain).format(**parts)
+        sentences = rephrased if self.rephrased else plain
+        if self.varied and self.rng.random() >= _PLAIN_SHARE:
+            sentences = MORE.get(self.family, plain)
+        return self.rng.choice(sentences).format(**parts)
 
     def file(self, plain: Sequence[str], rephrased: Sequence[str]) -> str:
-        return self.rng.choice(rephrased if self.rephrased else plain)
+        name = self.rng.choice(rephrased if self.rephrased else plain)
+        if not self.varied or self.rng.random() < _PLAIN_SHARE:
+            return name
+        ending = "csv" if name.endswith(".csv") else self.rng.choice(ENDINGS)
+        return f"{self.word()}.{ending}"
 
     def files(self, count: int) -> list[str]:
-        pool = _SHEETS if self.rephrased else _DOCUMENTS
-        return self.rng.sample(pool, count)
+        """Names of different files."""
+        if self.varied:
+            return [f"{word}.{self.rng.choice(ENDINGS)}" for word in self.words(count)]
+        return self.rng.sample(_SHEETS if self.rephrased else _DOCUMENTS, count)
 
     def words(self, count: int) -> list[str]:
         """Different words; where the vocabulary has too few, some with a digit behind."""
@@ -413,7 +438,7 @@ def _days(desk: _Desk) -> _Errand:
 
 def _column(desk: _Desk) -> _Errand:
     name = desk.file(("shop.csv", "sales.csv", "stock.csv"), ("trips.csv", "farm.csv", "bills.csv"))
-    heads = ("price", "count", "size") if not desk.rephrased else ("cost", "length", "score")
+    heads = ("cost", "length", "score") if desk.rephrased else ("price", "count", "size")
     rows = [(word, desk.figures(3, 2, 99)) for word in desk.words(desk.lines(6) - 1)]
     at = desk.rng.randrange(3)
     lines = [f"name,{','.join(heads)}", *(f"{word},{','.join(map(str, n))}" for word, n in rows)]
@@ -538,9 +563,9 @@ def _longest(desk: _Desk) -> _Errand:
 
 
 def _copy(desk: _Desk) -> _Errand:
-    """A short one of three shapes, with names that mostly stand in no list."""
+    """A short one of five shapes, with names that mostly stand in no list."""
     names = list(dict.fromkeys(_any_name(desk) for _ in range(9)))
-    return desk.rng.choice((_copy_lookup, _copy_sort, _copy_mul))(desk, names)
+    return desk.rng.choice(_COPIES)(desk, names)
 
 
 def _any_name(desk: _Desk) -> str:
@@ -567,6 +592,27 @@ def _copy_mul(desk: _Desk, names: list[str]) -> _Errand:
     one, other = (desk.rng.randrange(10, 10 ** desk.rng.randint(2, 4)) for _ in range(2))
     return _Errand(f"Multiply {one} by {other}.", str(one * other), f"echo $(({one}*{other}))")
 
+
+def _copy_line(desk: _Desk, names: list[str]) -> _Errand:
+    *lines, stem = names
+    file, at = f"{stem}.txt", desk.rng.randint(2, len(lines))
+    prompt = f"Line {at} of input/{file}, please."
+    return _Errand(prompt, lines[at - 1], f"sed -n {at}p input/{file}", {file: lines})
+
+
+def _copy_files(desk: _Desk, names: list[str]) -> _Errand:
+    asked = names[0]
+    others = [name for name in names if asked not in name]
+    holders = desk.rng.randint(1, 3)
+    files = {
+        name: [asked if at < holders else desk.rng.choice(others), desk.rng.choice(others)]
+        for at, name in enumerate(desk.files(4))
+    }
+    prompt = f"How many files in input/ have {asked}?"
+    return _Errand(prompt, str(holders), f"grep -l {asked} input/* | wc -l", files)
+
+
+_COPIES = (_copy_lookup, _copy_sort, _copy_mul, _copy_line, _copy_files)
 
 _FAMILIES: Mapping[str, Callable[[_Desk], _Errand]] = {
     "mul": _mul,
