@@ -76,7 +76,7 @@ class ChatGateway:
         messages = self._recall([_message(wire) for wire in body["messages"]], session)
         prompt = self.chat.render(messages, tools)
         drawn = self.policy.draw(prompt, Draw(body["max_tokens"], self.chat.stop_ids))
-        reply = self.chat.read(drawn.ids, tools)
+        reply = self.chat.read(drawn.ids, tools, cut=drawn.finish == "length")
         session.append((_key(reply), drawn.ids))
         return self._answer(body, prompt, drawn, reply)
 

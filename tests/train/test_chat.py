@@ -43,7 +43,7 @@ from sandlot.models.local import (
 from sandlot.models.openai_wire import encode_tools
 from sandlot.models.text_form import FORMS
 from sandlot.train.base import SAMPLED_IDS, Ids
-from sandlot.train.chat import TemplateFormat, load_tokenizer
+from sandlot.train.chat import TemplateFormat, ToolForm, load_tokenizer
 
 pytest.importorskip("transformers", reason=REASON)
 
@@ -518,6 +518,22 @@ def test_a_broken_fenced_call_is_told_apart_from_text() -> None:
     reply = chat.read(ids_of(chat, "```python\nprint()\n```<|im_end|>"), TOOLS)
     assert [call.name for call in reply.tool_calls] == ["python"]
     assert chat.read(ids_of(chat, "Four."), TOOLS).tool_calls == ()
+
+
+@pytest.mark.parametrize("form", ["fenced", "text"])
+def test_a_reply_that_was_cut_calls_nothing(form: ToolForm) -> None:
+    """Half of `rm -r work/old` is another command."""
+    chat = TemplateFormat(tokenizer(), form, template=PLAIN)
+    texts = {
+        "fenced": "```bash\nrm -r work",
+        "text": '<tool_call>{"name": "execute_bash", "arguments": {"command": "rm -r work',
+    }
+    ids = ids_of(chat, texts[form])
+    cut = chat.read(ids, TOOLS, cut=True)
+    assert (cut.text, cut.tool_calls) == (texts[form], ())
+    assert cut.extra[SAMPLED_IDS] == list(ids)
+    thinking = chat.read(ids_of(chat, f"<think>a</think>{texts[form]}"), TOOLS, cut=True)
+    assert (thinking.reasoning, thinking.tool_calls) == ("a", ())
 
 
 def test_special_tokens_inside_a_reply_are_shown_and_its_end_is_not() -> None:

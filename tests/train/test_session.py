@@ -121,7 +121,12 @@ async def test_a_field_that_no_engine_takes_is_refused(chat: TemplateFormat) -> 
 
 @pytest.mark.parametrize(
     ("text", "finish", "said"),
-    [("a", "length", "length"), ("a", "stop", "stop"), (LS, "stop", "tool_calls")],
+    [
+        ("a", "length", "length"),
+        ("a", "stop", "stop"),
+        (LS, "stop", "tool_calls"),
+        (LS, "length", "length"),
+    ],
 )
 async def test_a_reply_says_how_it_ended(
     chat: TemplateFormat, text: str, finish: str, said: str
@@ -133,8 +138,9 @@ async def test_a_reply_says_how_it_ended(
         [Message.user("x")], TOOLS, on_delta=lambda text, _: heard.append(text)
     )
     assert completion.finish_reason == said
+    assert bool(completion.message.tool_calls) == (said == "tool_calls")
     assert completion.message.extra[SAMPLED_IDS] == ids_of(chat, text)
-    assert heard == (["a"] if text == "a" else [])
+    assert heard == ([completion.message.text] if completion.message.text else [])
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,11 @@ class ChatFormat(Protocol):
         """
         ...
 
-    def read(self, ids: Sequence[int], tools: Sequence[ToolSpec]) -> Message:
-        """The assistant message of drawn ids; calls that cannot be read become malformed calls."""
+    def read(self, ids: Sequence[int], tools: Sequence[ToolSpec], *, cut: bool = False) -> Message:
+        """The assistant message of drawn ids; calls that cannot be read become malformed calls.
+
+        A reply that was cut at its length limit calls nothing.
+        """
         ...
 
 

@@ -260,14 +260,19 @@ class TemplateFormat:
 
     # Ids to a message.
 
-    def read(self, ids: Sequence[int], tools: Sequence[ToolSpec]) -> Message:
-        """The message of sampled ids. Its calls have no ids yet (`agent.calls.sendable`)."""
+    def read(self, ids: Sequence[int], tools: Sequence[ToolSpec], *, cut: bool = False) -> Message:
+        """The message of sampled ids. Its calls have no ids yet (`agent.calls.sendable`).
+
+        cut: the reply ended at its length limit: it calls nothing, since half a command must not
+            run.
+        """
         kept = list(ids)
         said = kept[:-1] if kept and kept[-1] in self.stop_ids else kept
         text = self.tokenizer.decode(
             said, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        message = self._parse("<think>\n" + text if self._opens_thinking else text, tools)
+        text = "<think>\n" + text if self._opens_thinking else text
+        message = _talk(text) if cut else self._parse(text, tools)
         return replace(message, extra={**message.extra, SAMPLED_IDS: kept})
 
     def _parse(self, text: str, tools: Sequence[ToolSpec]) -> Message:
@@ -482,6 +487,13 @@ def _message_key(message: Message) -> tuple[Any, ...]:
     written = message.extra.get(hermes.AS_WRITTEN), message.extra.get(hermes.CONTENT_AS_SENT)
     text = "".join(part_text(part) for part in message.parts)
     return message.role.value, text, calls, message.tool_call_id, message.reasoning, *written
+
+
+def _talk(text: str) -> Message:
+    thought, said = hermes.split_reasoning(text)
+    extra = {} if thought is None else {hermes.AS_WRITTEN: text}
+    parts = (TextPart(said),) if said else ()
+    return Message(Role.ASSISTANT, parts, reasoning=thought, extra=extra)
 
 
 def _marker(messages: Sequence[Message]) -> str:

@@ -49,11 +49,11 @@ class TokenModel:
         began = self.clock()
         prompt = self.chat.render(messages, tools)
         drawn = await self.engine.sample(prompt, self._draw(sampling or Sampling()))
-        message = self.chat.read(drawn.ids, tools)
+        cut = drawn.finish == "length"
+        message = self.chat.read(drawn.ids, tools, cut=cut)
         self.model_s += self.clock() - began
         if on_delta is not None and message.text:
             on_delta(message.text, "")
-        cut = drawn.finish == "length"
         return Completion(
             message,
             Usage(prompt_tokens=len(prompt), completion_tokens=len(drawn.ids)),
