@@ -4,6 +4,7 @@
 
 PYTHON = python3
 BIN = .venv/bin
+SEED = 1
 
 # Needs no image, no network beyond the package index and no minutes.
 FAST = not slow and not local_model and not sandbox and not network
@@ -53,7 +54,7 @@ test-long: setup-train
 
 # Warm start, reinforcement, export, and what it bought: before and after on held-out tasks.
 train-smollm2: setup-train
-	@sh scripts/train-smollm2.sh
+	@sh scripts/train-smollm2.sh "runs/train-smollm2-$(SEED)" $(SEED)
 
 setup-demo:
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh demo

@@ -25,6 +25,7 @@ from measure import MIB, ROOT, Row, Sample
 
 TINY = ROOT / "bench" / "tiny_train.toml"
 TRACKED = ROOT / "bench" / "results" / "smollm2.jsonl"
+_TOLD = ("run", "steps", "rollouts_s", "updates_s", "machine", "commit")
 _LIMIT_S = 3600.0
 _KILLED_AFTER = 3  # steps, between two checkpoints
 
@@ -203,10 +204,11 @@ def _recorded_rows(run: Path) -> list[Row]:
 
 def _tracked_rows() -> list[Row]:
     lines = map(json.loads, TRACKED.read_text("utf-8").splitlines())
-    (told,) = (line for line in lines if line["which"] == "training")
-    about = {name: told[name] for name in ("steps", "rollouts_s", "updates_s", "machine")}
+    told = [line for line in lines if line["which"] == "training" and line["steps"]]
+    about: dict[str, Any] = {name: [run[name] for run in told] for name in _TOLD}
     about["read_from"] = f"bench/results/{TRACKED.name}, not measured in this run"
-    return _recipe_rows([100 * told["sandbox_share"]], told["memory_peak_mib"], about)
+    shares = [100 * run["sandbox_share"] for run in told]
+    return _recipe_rows(shares, max(run["memory_peak_mib"] for run in told), about)
 
 
 def _recipe_rows(shares: list[float], memory_mib: float, about: dict[str, Any]) -> list[Row]:

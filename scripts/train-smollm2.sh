@@ -1,11 +1,13 @@
 #!/bin/sh
 # Teach SmolLM2-135M-Instruct to use its computer, and measure it before and after:
-#     train-smollm2.sh [RUNS]
-# Goes on with an unfinished run in RUNS. Set up by `make train-smollm2`.
+#     train-smollm2.sh [RUNS [SEED]]
+# Goes on with an unfinished run in RUNS. Another seed also trains on other tasks. Set up by
+# `make train-smollm2`.
 set -eu
 cd "$(dirname "$0")/.."
 
-runs=${1:-runs/train-smollm2}
+seed=${2:-1}
+runs=${1:-runs/train-smollm2-$seed}
 recipe=recipes/smollm2.toml
 python=.venv/bin/python
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -26,7 +28,8 @@ echo "==> [2/4] warm start and reinforcement learning ($recipe)"
 if ls "$runs"/*/manifest.json >/dev/null 2>&1; then
     told=$(sandlot train --resume last --runs "$runs" --json)
 else
-    told=$(sandlot train "$recipe" --runs "$runs" --json)
+    told=$(sandlot train "$recipe" --seed "$seed" --set "tasks.train.seed=${seed}000" \
+        --runs "$runs" --json)
 fi
 run=$(directory "$told")
 
