@@ -10,7 +10,6 @@ did not. Set up by `make demo`. Another model may be named: `demo.py scripted:FI
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import os
 import shutil
@@ -19,6 +18,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from prepare_image import prepare_image, step
 
 from sandlot.core.errors import SandboxUnavailable
 from sandlot.core.store import RunDirectory, newest_run
@@ -98,78 +99,7 @@ def run_model(prompt: str, model: str, backend: str, image: str) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-# --- the image -----------------------------------------------------------------------------
-
-
-def prepare_image() -> str:
-    """`base`, built where this machine and this user can; else `host`, which needs no build."""
-    if image_is_there("base"):
-        return "base"
-    missing = what_a_build_lacks()
-    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
-        step("mmdebstrap, which builds images (by apt-get)")
-        install("mmdebstrap")
-        missing = what_a_build_lacks()
-    if missing:
-        print(
-            f"==> no image can be built here, so the sandbox shows this machine's own programs\n"
-            f"    (--image host). What brings it: {missing}"
-        )
-        return "host"
-    step("sandbox image 'base', built once (about half a minute)")
-    if subprocess.run([SANDLOT, "image", "build", "base"], cwd=ROOT, check=False).returncode:
-        print("==> the image could not be built (see above); --image host is used instead")
-        return "host"
-    return "base"
-
-
-def image_is_there(name: str) -> bool:
-    listing = subprocess.run(
-        [SANDLOT, "image", "list"], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    return any(name in line.split() for line in listing.stdout.splitlines())
-
-
-def what_a_build_lacks() -> str | None:
-    """The one command that makes a build possible, or None where nothing lacks."""
-    packages = [] if shutil.which("mmdebstrap") else ["mmdebstrap"]
-    if os.geteuid() == 0:
-        return f"apt-get install {' '.join(packages)}" if packages else None
-    if not shutil.which("newuidmap"):
-        packages.append("uidmap")
-    steps = [f"sudo apt-get install {' '.join(packages)}"] if packages else []
-    if not has_subordinate_ids():
-        ids = "--add-subuids 100000-165535 --add-subgids 100000-165535"
-        steps.append(f"sudo usermod {ids} {getpass.getuser()}")
-    return " && ".join(steps) or None
-
-
-def has_subordinate_ids() -> bool:
-    owners = {getpass.getuser(), str(os.getuid())}
-    try:
-        lines = Path("/etc/subuid").read_text("utf-8").splitlines()
-    except OSError:
-        return False
-    return any(line.split(":")[0] in owners for line in lines)
-
-
-def install(package: str) -> None:
-    """Install a Debian package; the lists are fetched first where the package is not in them."""
-    command = ["apt-get", "install", "-y", "--no-install-recommends", package]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    known = subprocess.run(["apt-cache", "show", package], capture_output=True, check=False)
-    if not known.stdout:
-        subprocess.run(
-            ["apt-get", "update"], check=False, env=environment, stdout=subprocess.DEVNULL
-        )
-    subprocess.run(command, check=False, env=environment, stdout=subprocess.DEVNULL)
-
-
 # --- what is told --------------------------------------------------------------------------
-
-
-def step(text: str) -> None:
-    print(f"==> {text}", flush=True)
 
 
 def tell(done: list[tuple[Errand, Path]], model: str, seconds: float) -> None:

@@ -22,14 +22,14 @@ directory() {
 }
 
 echo "==> [1/4] the image of the sandboxes"
-sandlot image list | grep -q '^base ' || sandlot image build base
+image=$("$python" scripts/prepare_image.py)
 
 echo "==> [2/4] warm start and reinforcement learning ($recipe)"
 if ls "$runs"/*/manifest.json >/dev/null 2>&1; then
     told=$(sandlot train --resume last --runs "$runs" --json)
 else
     told=$(sandlot train "$recipe" --seed "$seed" --set "tasks.train.seed=${seed}000" \
-        --runs "$runs" --json)
+        --set "sandbox.image=$image" --runs "$runs" --json)
 fi
 run=$(directory "$told")
 
@@ -46,7 +46,7 @@ echo "==> [4/4] the untrained model, the warm start and the taught one on held-o
 bench() {
     name=$1 model=$2
     shift 2
-    told=$(sandlot bench errands -m "$model" --mode both --temperature 1 --seed 1 --image base \
+    told=$(sandlot bench errands -m "$model" --mode both --temperature 1 --seed 1 --image "$image" \
         --network none --no-reference --runs "$runs/bench-$name" --json "$@") || [ $? = 1 ]
     directory "$told"
 }
