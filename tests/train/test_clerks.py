@@ -19,7 +19,7 @@ from sandlot.sandbox.policy import Network, NetworkMode, Policy
 from sandlot.scoring.base import Candidate
 from sandlot.scoring.text import TextScorer, same_text
 from sandlot.tasks.generators.errands import DRILLS, FURTHER, HELD_OUT, TRIAL, generate, make_item
-from sandlot.train.clerks import MIX, Clerk, clerk_mix, guess, plan
+from sandlot.train.clerks import LESSONS, MIX, Clerk, clerk_mix, guess, plan
 
 FAMILIES = (*TRIAL, *FURTHER, *HELD_OUT, *DRILLS)
 TASKS = generate({"families": FAMILIES, "items": 1080, "seed": 8})
@@ -131,3 +131,17 @@ async def test_clerks_end_as_their_style_says_in_a_real_sandbox(
         assert len(trajectory.turns) == len(commands) + 1
         score = await TextScorer(exact=True).score(Candidate(task, trajectory.answer or ""))
         assert score.value == right, (style, commands, trajectory.answer)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 300])
+def test_drills_are_as_many_as_asked(count: int) -> None:
+    assert len(LESSONS.drills(count, 3)) == count
+
+
+def test_drills_exercise_each_trained_family_and_no_other() -> None:
+    drills = LESSONS.drills(300, 3)
+    times = Counter(task.metadata["family"] for task, _, _ in drills)
+    assert set(times) == {*TRIAL, *FURTHER, *DRILLS}
+    assert times["copy"] == 120
+    assert all(times[family] == 12 for family in (*TRIAL, *FURTHER))
+    assert all(commands == (task.metadata["efficient"],) for task, _, commands in drills)

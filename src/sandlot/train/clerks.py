@@ -143,10 +143,26 @@ _PLANS: Mapping[str, Callable[[Task, Random], tuple[str, ...]]] = {
 }
 
 
+COPIES = 0.4
+"""Share of the drills that only exercise copying; the others are errands of each trained family."""
+
+
 def _drills(count: int, seed: int) -> list[Played]:
-    tasks = errands.generate({"families": errands.DRILLS, "items": count, "seed": seed + 1})
+    """Without them a family has three efficient rollouts in a warm start, and some get lost: what
+    never succeeds is never reinforced.
+    """
+    copies = round(COPIES * count)
+    kinds = (
+        (copies, {"families": errands.DRILLS}),
+        (count - copies, {"families": errands.TRIAL + errands.FURTHER, "wording": "varied"}),
+    )
     rng = Random(seed)
-    return [(task, "efficient", plan(task, rng, "efficient")) for task in tasks]
+    return [
+        (task, "efficient", plan(task, rng, "efficient"))
+        for items, options in kinds
+        if items
+        for task in errands.generate({**options, "items": items, "seed": seed + 1})
+    ]
 
 
 def _texts(count: int, seed: int) -> list[Text]:
