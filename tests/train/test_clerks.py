@@ -144,4 +144,6 @@ def test_drills_exercise_each_trained_family_and_no_other() -> None:
     assert set(times) == {*TRIAL, *FURTHER, *DRILLS}
     assert times["copy"] == 120
     assert all(times[family] == 12 for family in (*TRIAL, *FURTHER))
-    assert all(commands == (task.metadata["efficient"],) for task, _, commands in drills)
+    styles = Counter((task.metadata["family"] == "copy", style) for task, style, _ in drills)
+    assert styles == {(True, "efficient"): 120, (False, "efficient"): 81, (False, "wandering"): 99}
+    assert all(task.metadata["efficient"] in commands for task, _, commands in drills)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from sandlot.core.errors import ConfigError, unknown_name
 from sandlot.core.types import Message, Role, Task, ToolCall
@@ -68,21 +69,23 @@ def plan(task: Task, rng: Random, style: str) -> tuple[str, ...]:
     return _PLANS[style](task, rng)
 
 
-def clerk_mix(tasks: Iterable[Task], seed: int) -> list[tuple[Task, str, tuple[str, ...]]]:
-    """Each task with a style, in the shares of `MIX`, and the commands of that style."""
+def clerk_mix(
+    tasks: Iterable[Task], seed: int, mix: Mapping[str, float] = MIX
+) -> list[tuple[Task, str, tuple[str, ...]]]:
+    """Each task with a style, in the shares of the mix, and the commands of that style."""
     tasks = list(tasks)
     rng = Random(f"sandlot clerks {seed}")
-    styles = _shares(len(tasks))
+    styles = _shares(len(tasks), mix)
     rng.shuffle(styles)
     return [
         (task, style, plan(task, rng, style)) for task, style in zip(tasks, styles, strict=True)
     ]
 
 
-def _shares(count: int) -> list[str]:
+def _shares(count: int, mix: Mapping[str, float]) -> list[str]:
     """`count` styles; what rounding leaves over goes to the styles that it took most from."""
-    whole = {style: int(share * count) for style, share in MIX.items()}
-    by_loss = sorted(MIX, key=lambda style: whole[style] - MIX[style] * count)
+    whole = {style: int(share * count) for style, share in mix.items()}
+    by_loss = sorted(mix, key=lambda style: whole[style] - mix[style] * count)
     for style in by_loss[: count - sum(whole.values())]:
         whole[style] += 1
     return [style for style, times in whole.items() for _ in range(times)]
@@ -145,28 +148,40 @@ _PLANS: Mapping[str, Callable[[Task, Random], tuple[str, ...]]] = {
 
 COPIES = 0.4
 """Share of the drills that only exercise copying; the others are errands of each trained family."""
+DRILL_MIX: Mapping[str, float] = {"efficient": 0.45, "wandering": 0.55}
+"""Shares of the styles in the drills of families: nobody guesses, half of them still wander."""
 
 
 def _drills(count: int, seed: int) -> list[Played]:
-    """Without them a family has three efficient rollouts in a warm start, and some get lost: what
-    never succeeds is never reinforced.
+    """Without those of families a family has three efficient rollouts in a warm start, and some get
+    lost later: what never succeeds is never reinforced.
     """
     copies = round(COPIES * count)
-    kinds = (
-        (copies, {"families": errands.DRILLS}),
-        (count - copies, {"families": errands.TRIAL + errands.FURTHER, "wording": "varied"}),
-    )
-    rng = Random(seed)
     return [
-        (task, "efficient", plan(task, rng, "efficient"))
-        for items, options in kinds
-        if items
-        for task in errands.generate({**options, "items": items, "seed": seed + 1})
+        *_drilled({"efficient": 1.0}, copies, seed, families=errands.DRILLS),
+        *_drilled(
+            DRILL_MIX,
+            count - copies,
+            seed,
+            families=(*errands.TRIAL, *errands.FURTHER),
+            wording="varied",
+        ),
     ]
+
+
+def _drilled(mix: Mapping[str, float], count: int, seed: int, **options: Any) -> list[Played]:
+    if not count:
+        return []
+    tasks = errands.generate({**options, "items": count, "seed": seed + 1})
+    return clerk_mix(tasks, seed, mix)
 
 
 def _texts(count: int, seed: int) -> list[Text]:
     raise ConfigError("warmstart.texts: the generator 'errands' has no plain texts to learn from")
 
 
-LESSONS = Lessons(clerks=clerk_mix, drills=_drills, texts=_texts)
+def _clerks(tasks: Sequence[Task], seed: int) -> list[Played]:
+    return clerk_mix(tasks, seed)
+
+
+LESSONS = Lessons(clerks=_clerks, drills=_drills, texts=_texts)
