@@ -50,8 +50,9 @@ def trained(name: str, run: Path) -> dict[str, Any]:
     if played:
         spent = sum(each["sandbox_share"] * each["rollout_s"] for each in played)
         found["sandbox_share"] = round(spent / rollouts_s, 4)
-        found["gap_mean"] = round(sum(each["gap_mean"] for each in played) / len(played), 5)
-        found["gap_max"] = round(max(each["gap_max"] for each in played), 4)
+        learned = [each for each in played if "gap_mean" in each]
+        found["gap_mean"] = round(sum(each["gap_mean"] for each in learned) / len(learned), 5)
+        found["gap_max"] = round(max(each["gap_max"] for each in learned), 4)
     return found
 
 
