@@ -2,8 +2,8 @@
 
     smollm2_results.py NAME=RUN ... [--bench NAME=DIR ...]
 
-RUN is a training run that `sandlot train eval` measured, DIR what `sandlot bench` wrote. A line
-each: an evaluation, an arm of a bench, and what training a run took.
+RUN is a training run that `sandlot train eval` measured, DIR a bench that `sandlot report` told of.
+A line each: an evaluation, an arm of a bench, and what training a run took.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def benched(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     (model,) = {run["manifest"]["model"] for run in report["runs"]}
     for each in report["sets"]:
         for arm in each["arms"]:
-            kept = {key: arm[key] for key in ("arm", "planned", "scored", "score", "turns")}
+            kept = {key: arm[key] for key in ("arm", "planned", "scored", "score", "stops")}
+            kept["turns"] = arm["use"]["meters"]["turns"]
             yield {"which": "bench", "run": name, "model": model, "set": each["name"], **kept}
 
 

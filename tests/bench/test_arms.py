@@ -131,12 +131,32 @@ async def test_each_vote_has_a_seed_of_its_own_and_repeats_pair_across_arms(tmp_
         (episode.arm, episode.repeat): [r.sampling.seed for m in models for r in m.requests]
         for episode, models in experiment.models.items()
     }
-    assert seeds["llm", 0] == [5]
-    assert seeds["sandbox", 0] == [5, 5]
-    assert seeds["llm", 1] == [6]
+    (first,), (second,) = seeds["llm", 0], seeds["llm", 1]
+    assert first != second
+    assert seeds["sandbox", 0] == [first, first]
     votes = seeds["llm-token-matched", 0]
-    assert votes[0] == 5
+    assert votes[0] == first
     assert len(set(votes)) == len(votes) > 1
+
+
+async def test_each_item_is_drawn_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    """With one seed for all items they go right and wrong together."""
+    made = plan(
+        tmp_path,
+        task_set(*(task(f"t{number}") for number in range(30))),
+        arms="llm",
+        settings={"seed": 5},
+    )
+    experiment = Experiment(made)
+    await experiment.run()
+    seeds = [
+        request.sampling.seed
+        for models in experiment.models.values()
+        for model in models
+        for request in model.requests
+    ]
+    assert len(set(seeds)) == len(seeds) == 30
+    assert all(seed is not None and 0 <= seed < 2**30 for seed in seeds)
 
 
 async def test_a_voting_arm_without_a_budget_is_missing_not_wrong(tmp_path: Path) -> None:

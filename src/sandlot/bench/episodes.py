@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -29,6 +30,12 @@ SERVERS = ("openai/", "anthropic/")
 PLACEHOLDERS = ("set", "item", "arm", "mode", "repeat")
 
 
+def _seed_of(*parts: object) -> int:
+    """Thirty bits, since some servers take no more than 32, and votes count up from it."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:4]) >> 2
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One attempt at an episode. It can be pickled and played on another host that sees `folder`.
@@ -47,11 +54,17 @@ class Job:
 
     @property
     def sampling(self) -> Sampling:
-        """The condition's, with a seed of its own for each repeat, the same in every arm."""
+        """The condition's, with a seed of its own for each item and repeat, the same in every arm.
+
+        With one seed for all, chance would do the same to all items: they would go right and wrong
+        together, and an interval over items would be far too narrow.
+        """
         given = self.condition.sampling
         if given.seed is None:
             return given
-        return replace(given, seed=given.seed + self.item.episode.repeat)
+        episode = self.item.episode
+        seed = _seed_of(given.seed, episode.task_set, episode.item, episode.repeat)
+        return replace(given, seed=seed)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from sandlot.core.errors import (
     ModelError,
     unknown_name,
 )
-from sandlot.core.types import TOOL_CALLS, JsonObject, Message, ToolCallForm, Usage
+from sandlot.core.types import TOOL_CALLS, JsonObject, Message, Role, ToolCallForm, Usage
 from sandlot.models import fenced
 from sandlot.models.adapters import Adapter, adapter_at, check_fits, shipped_adapter
 from sandlot.models.base import Completion, OnDelta, Sampling, ToolSpec
@@ -523,7 +523,7 @@ class LocalModel:
             tools_text = self._form.describe(tools, reply_tokens)
             request["grammar"] = self._form.grammar(tools, reply_tokens)
         request["messages"] = text_messages(messages, tools_text, self._form.text)
-        chosen = {"top_p": sampling.top_p, "seed": sampling.seed}
+        chosen = {"top_p": sampling.top_p, "seed": _seed_of(sampling.seed, messages)}
         request |= {name: value for name, value in chosen.items() if value is not None}
         return request | dict(sampling.extra_body)
 
@@ -556,6 +556,13 @@ class LocalModel:
             return Completion(message, usage, finish, raw=raw)
         reasoning = choice["message"].get("reasoning_content")
         return Completion(Message.assistant(text, reasoning=reasoning), usage, reason, raw=raw)
+
+
+def _seed_of(seed: int | None, messages: Sequence[Message]) -> int | None:
+    """Each reply of a conversation has its own: with one for all, each would be drawn alike."""
+    if seed is None:
+        return None
+    return seed + sum(message.role is Role.ASSISTANT for message in messages)
 
 
 def _ask(engine: _Engine, request: JsonObject) -> JsonObject:
