@@ -37,7 +37,8 @@ def trained(name: str, run: Path) -> dict[str, Any]:
         "run": name,
         "commit": manifest["commit"],
         "machine": manifest["machine"],
-        "config": manifest["config"]["warmstart"] | {"seed": manifest["config"]["seed"]},
+        "seed": manifest["config"]["seed"],
+        "warmstart": manifest["config"]["warmstart"],
         "warm_start_steps": len(figures["warmstart"]),
         "warm_start_s": round(sum(each["update_s"] for each in figures["warmstart"])),
         "steps": len(played),
@@ -64,12 +65,11 @@ def measured(name: str, run: Path) -> Iterator[dict[str, Any]]:
 
 def benched(name: str, folder: Path) -> Iterator[dict[str, Any]]:
     report = json.loads((folder / "report.json").read_text("utf-8"))
-    (model,) = {run["manifest"]["model"] for run in report["runs"]}
     for each in report["sets"]:
         for arm in each["arms"]:
             kept = {key: arm[key] for key in ("arm", "planned", "scored", "score", "stops")}
             kept["turns"] = arm["use"]["meters"]["turns"]
-            yield {"which": "bench", "run": name, "model": model, "set": each["name"], **kept}
+            yield {"which": "bench", "run": name, "set": each["name"], **kept}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,23 @@ class TestRealModel:
         model = LocalModel(context_tokens=512)
         yield model
         await model.close()
+
+    async def test_each_reply_of_a_conversation_is_drawn_with_a_seed_of_its_own(
+        self, model: LocalModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen, ask = [], local._ask
+
+        def remembered(engine: local._Engine, request: dict[str, Any]) -> dict[str, Any]:
+            seen.append(request.get("seed"))
+            return ask(engine, request)
+
+        monkeypatch.setattr(local, "_ask", remembered)
+        messages = [Message.user("Say a word.")]
+        for _ in range(2):
+            said = await model.complete(messages, (), Sampling(seed=5, reply_tokens=4))
+            messages += [said.message, Message.user("Another.")]
+        await model.complete(messages, (), Sampling(reply_tokens=4))
+        assert seen == [5, 6, None]
 
     async def test_every_call_is_well_formed(self, model: LocalModel) -> None:
         allowed = {tool.name: set(tool.parameters["properties"]) for tool in TOOLS}

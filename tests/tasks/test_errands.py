@@ -317,7 +317,7 @@ def test_other_wording_shares_no_prompt_and_no_file_with_the_plain_one() -> None
         assert not names[0] & names[1], family
 
 
-def test_training_sees_no_sentence_no_file_and_no_names_of_the_rephrased_errands() -> None:
+def test_training_sees_no_sentence_and_no_file_of_the_rephrased_errands() -> None:
     for family in (*TRIAL, *FURTHER):
         trained = [make_item(family, 5, number, wording="varied") for number in range(80)]
         tested = [make_item(family, 5, number, wording="rephrased") for number in range(80)]

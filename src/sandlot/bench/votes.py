@@ -34,7 +34,7 @@ from sandlot.scoring.extract import extract, visible_text
 
 MOST_REPLIES = 256
 _SEED_STEP = 1_000_003
-"""Between the seeds of two replies: far from those that repeats use."""
+"""Between the seeds of two replies: far from those that the replies of one rollout use."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -523,7 +523,7 @@ class LocalModel:
             tools_text = self._form.describe(tools, reply_tokens)
             request["grammar"] = self._form.grammar(tools, reply_tokens)
         request["messages"] = text_messages(messages, tools_text, self._form.text)
-        chosen = {"top_p": sampling.top_p, "seed": _seed_of(sampling.seed, messages)}
+        chosen = {"top_p": sampling.top_p, "seed": _seed_of_reply(sampling.seed, messages)}
         request |= {name: value for name, value in chosen.items() if value is not None}
         return request | dict(sampling.extra_body)
 
@@ -558,7 +558,7 @@ class LocalModel:
         return Completion(Message.assistant(text, reasoning=reasoning), usage, reason, raw=raw)
 
 
-def _seed_of(seed: int | None, messages: Sequence[Message]) -> int | None:
+def _seed_of_reply(seed: int | None, messages: Sequence[Message]) -> int | None:
     """Each reply of a conversation has its own: with one for all, each would be drawn alike."""
     if seed is None:
         return None

@@ -23,6 +23,10 @@ from sandlot.train.lessons import Lessons, Played, Text
 
 MIX: Mapping[str, float] = {"efficient": 0.30, "wandering": 0.55, "guessing": 0.15}
 """Shares of the styles in a warm start."""
+COPIES = 0.4
+"""Share of the drills that only exercise copying; the others are errands of each trained family."""
+DRILL_MIX: Mapping[str, float] = {"efficient": 0.45, "wandering": 0.55}
+"""Shares of the styles in the drills of families: nobody guesses, and more than half wander."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +150,6 @@ _PLANS: Mapping[str, Callable[[Task, Random], tuple[str, ...]]] = {
 }
 
 
-COPIES = 0.4
-"""Share of the drills that only exercise copying; the others are errands of each trained family."""
-DRILL_MIX: Mapping[str, float] = {"efficient": 0.45, "wandering": 0.55}
-"""Shares of the styles in the drills of families: nobody guesses, half of them still wander."""
-
-
 def _drills(count: int, seed: int) -> list[Played]:
     """Without those of families a family has three efficient rollouts in a warm start, and some get
     lost later: what never succeeds is never reinforced.
@@ -180,8 +178,4 @@ def _texts(count: int, seed: int) -> list[Text]:
     raise ConfigError("warmstart.texts: the generator 'errands' has no plain texts to learn from")
 
 
-def _clerks(tasks: Sequence[Task], seed: int) -> list[Played]:
-    return clerk_mix(tasks, seed)
-
-
-LESSONS = Lessons(clerks=_clerks, drills=_drills, texts=_texts)
+LESSONS = Lessons(clerks=clerk_mix, drills=_drills, texts=_texts)

@@ -150,7 +150,7 @@ MORE: Mapping[str, tuple[str, ...]] = {
         "List the lines of input/{file} starting at the end.",
     ),
 }
-"""Sentences by family, with the same gaps as the plain ones."""
+"""Sentences by trained family, with the same gaps as the plain ones."""
 
 ENDINGS = ("txt", "log", "dat", "lst", "out", "text")
 """Of made-up file names."""
