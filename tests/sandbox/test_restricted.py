@@ -502,10 +502,8 @@ def test_the_demo_runs_where_no_namespace_can_be_made(tmp_path: Path, uid: str) 
     denying += ["--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/run", "--"]
     if subprocess.run([*denying, "true"], check=False, capture_output=True).returncode:
         pytest.skip("bubblewrap cannot run here, so nothing can deny what it may do")
-    for part in ("scripts/demo.py", "demo"):
-        target = tmp_path / part
-        target.parent.mkdir(exist_ok=True)
-        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, target)
+    for part in ("scripts", "demo"):
+        shutil.copytree(ROOT / part, tmp_path / part)
     script = tmp_path / "script.jsonl"
     command = "grep -c WARN input/station.log > output/answer.txt"
     calls: list[dict[str, Any]] = [
