@@ -132,6 +132,19 @@ def test_a_checkpoint_is_had_by_its_name_unless_it_is_damaged(tmp_path: Path) ->
         checkpoint.named(tmp_path, "step-train-000005")
 
 
+def test_damaged_checkpoints_never_push_out_one_that_is_whole(tmp_path: Path) -> None:
+    """Both newest ones are damaged, so the run goes on from the beginning and saves step 5."""
+    for step in (0, 10, 15):
+        saved(tmp_path, step)
+    for step in (10, 15):
+        cut(tmp_path / f"step-train-{step:06d}" / "weights.safetensors")
+    assert_holds(checkpoint.newest(tmp_path), 0)
+    saved(tmp_path, 5)
+    assert_holds(checkpoint.newest(tmp_path), 5)
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["step-train-000000", "step-train-000005"]
+
+
 def test_strange_states_are_no_checkpoints(tmp_path: Path) -> None:
     saved(tmp_path, 5)
     for number, state in enumerate(({}, [], {"phase": "train", "step": "x"}, None)):

@@ -51,6 +51,7 @@ def save(
     """Write a checkpoint beside the others and drop all but the newest `keep`.
 
     That of the beginning of the reinforcement learning stays: it is what the end is compared with.
+    Later ones go: they are what a run that fell back behind a damaged checkpoint makes anew.
 
     It becomes visible by one rename, after everything reached the disk: a full disk or a kill
     leaves the earlier ones as they were.
@@ -87,11 +88,14 @@ def save(
         # A full disk has another name in each library.
         shutil.rmtree(draft, ignore_errors=True)
         raise RecordError(f"checkpoint {final} could not be written: {error}") from error
-    for old in _all(folder)[:-keep]:
+    saved = Checkpoint(final, phase, step)
+    earlier = [each for each in _all(folder) if _age(each) <= _age(saved)]
+    later = [each for each in _all(folder) if _age(each) > _age(saved)]
+    for old in (*earlier[:-keep], *later):
         if (old.phase, old.step) == ("train", 0):
             continue
         shutil.rmtree(old.path, ignore_errors=True)
-    return Checkpoint(final, phase, step)
+    return saved
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -121,7 +125,12 @@ def _all(folder: Path) -> list[Checkpoint]:
             found.append(Checkpoint(path, str(state["phase"]), int(state["step"])))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not one of ours, or damaged from outside
-    return sorted(found, key=lambda each: (each.phase == "train", each.step))
+    return sorted(found, key=_age)
+
+
+def _age(found: Checkpoint) -> tuple[bool, int]:
+    """Orders checkpoints as a run makes them."""
+    return found.phase == "train", found.step
 
 
 def _whole(found: Checkpoint) -> bool:
