@@ -78,6 +78,36 @@ def test_every_recipe_is_one_and_comes_back_from_its_records(path: Path) -> None
         ("train.lr", float("nan"), r"train\.lr must be above 0, found nan"),
         ("sandbox.live", 0, r"sandbox\.live must be at least 1"),
         ("rollout.top_p", -0.5, r"rollout\.top_p must be above 0"),
+        ("rollout.top_p", 7.0, r"rollout\.top_p must be above 0 and at most 1, found 7\.0"),
+        ("rollout.temperature", float("nan"), r"rollout\.temperature must be above 0"),
+        ("evaluate.top_p", 0.0, r"evaluate\.top_p must be above 0 and at most 1"),
+        ("evaluate.top_k", -3, r"evaluate\.top_k must be at least 0, found -3"),
+        ("evaluate.temperatures", [1.0, -1.0], r"evaluate\.temperatures must be 0 .*found -1\.0"),
+        ("evaluate.temperatures", [float("nan")], r"evaluate\.temperatures .*found nan"),
+        (
+            "train.betas",
+            [2.0, 0.9],
+            r"train\.betas must be from 0 to below 1, found \[2\.0, 0\.9\]",
+        ),
+        ("train.betas", [0.9, float("nan")], r"train\.betas must be from 0 to below 1"),
+        ("train.weight_decay", -1.0, r"train\.weight_decay must be 0 or above, found -1\.0"),
+        ("train.clip_low", float("nan"), r"train\.clip_low must be 0 or above, found nan"),
+        ("train.lr_end", -2.0, r"train\.lr_end must be 0 or above"),
+        ("train", {"trainer": "trl", "lr_end": 0.5}, r"train\.lr_end: TRL keeps the rate"),
+        (
+            "warmstart",
+            {"texts": 1, "warmup": float("nan")},
+            r"warmstart\.warmup must be from 0 to 1",
+        ),
+        ("trl.processes", 0, r"trl\.processes must be at least 1"),
+        ("model.lora", {"rank": 0}, r"model\.lora\.rank must be at least 1"),
+        ("model.lora", {"alpha": float("nan")}, r"model\.lora\.alpha must be above 0"),
+        ("tasks.train.limit", -1, r"tasks\.train\.limit must be at least 1, found -1"),
+        (
+            "tasks.evaluate",
+            {"a": {"generator": "errands", "limit": 0}},
+            r"tasks\.evaluate\.a\.limit must be at least 1, found 0",
+        ),
         ("engine.threads", 0, r"engine\.threads must be at least 1"),
         ("evaluate.modes", ["head"], r"evaluate\.modes may hold"),
         ("tasks.evaluate", {"a": {}}, r"tasks\.evaluate\.a: name either"),
@@ -87,6 +117,15 @@ def test_what_cannot_be_meant_is_refused_by_its_name(name: str, value: Any, said
     with pytest.raises(ConfigError, match=said) as found:
         read_config(with_value(name, value), "mine.toml")
     assert str(found.value).startswith("mine.toml: ")
+
+
+@pytest.mark.parametrize("name", ["evaluate.modes", "evaluate.temperatures"])
+def test_held_out_sets_that_nothing_would_play_are_refused(name: str) -> None:
+    table = with_value(name, [])
+    assert read_config(table, "mine.toml").tasks.evaluate == {}
+    table["tasks"]["evaluate"] = {"a": {"generator": "errands"}}
+    with pytest.raises(ConfigError, match=r"no held-out set of tasks\.evaluate would be played"):
+        read_config(table, "mine.toml")
 
 
 @pytest.mark.parametrize("missing", ["name", "model", "tasks"])

@@ -408,6 +408,10 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 _LEAST: Mapping[str, int] = {
     "model.freeze_layers": 0,
+    "model.lora.rank": 1,
+    "model.random.layers": 1,
+    "model.random.hidden": 1,
+    "model.random.heads": 1,
     "sandbox.live": 1,
     "engine.slots": 1,
     "engine.context_tokens": 2,
@@ -427,15 +431,28 @@ _LEAST: Mapping[str, int] = {
     "train.lr_warmup_steps": 0,
     "train.token_budget": 1,
     "train.checkpoint_every": 1,
+    "trl.rows": 1,
+    "trl.updates": 1,
+    "trl.processes": 1,
     "evaluate.every": 0,
+    "evaluate.top_k": 0,
 }
 _ABOVE_0 = (
+    "model.lora.alpha",
     "warmstart.lr",
-    "rollout.top_p",
     "rollout.episode_s",
     "train.lr",
     "train.max_norm",
 )
+_FROM_0 = (
+    "model.random.initializer_range",
+    "train.lr_end",
+    "train.weight_decay",
+    "train.clip_low",
+    "train.clip_high",
+)
+_SHARES = ("warmstart.warmup",)
+_SHARES_ABOVE_0 = ("rollout.top_p", "evaluate.top_p")
 
 
 def _at(config: Any, name: str) -> Any:
@@ -454,6 +471,31 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
         value = _at(config, name)
         if value is not None and not 0 < value < math.inf:  # which no comparison says of a NaN
             yield f"{name} must be above 0, found {value}"
+    for name in _FROM_0:
+        value = _at(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            yield f"{name} must be 0 or above, found {value}"
+    for name in _SHARES:
+        value = _at(config, name)
+        if value is not None and not 0 <= value <= 1:
+            yield f"{name} must be from 0 to 1, found {value}"
+    for name in _SHARES_ABOVE_0:
+        value = _at(config, name)
+        if value is not None and not 0 < value <= 1:
+            yield f"{name} must be above 0 and at most 1, found {value}"
+    for temperature in config.evaluate.temperatures:
+        if not 0 <= temperature < math.inf:
+            yield f"evaluate.temperatures must be 0 (greedy) or above, found {temperature}"
+    for name, source in _sources(config).items():
+        if source.limit is not None and source.limit < 1:
+            yield f"{name}.limit must be at least 1, found {source.limit}"
+
+
+def _sources(config: TrainConfig) -> dict[str, TaskSource]:
+    """Where tasks come from, by the name of the table that says it."""
+    return {"tasks.train": config.tasks.train} | {
+        f"tasks.evaluate.{name}": each for name, each in config.tasks.evaluate.items()
+    }
 
 
 def _check(config: TrainConfig, where: str) -> None:
@@ -478,12 +520,12 @@ def _idle_stages(warm: WarmStart | None) -> list[int]:
 
 def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
     model, rollout, train, engine = config.model, config.rollout, config.train, config.engine
-    sources = {"tasks.train": config.tasks.train} | {
-        f"tasks.evaluate.{name}": each for name, each in config.tasks.evaluate.items()
-    }
     unclear = [
-        name for name, each in sources.items() if (each.set is None) == (each.generator is None)
+        name
+        for name, each in _sources(config).items()
+        if (each.set is None) == (each.generator is None)
     ]
+    evaluate = config.evaluate
     warm = config.warmstart
     return [
         (bool(unclear), f"{', '.join(unclear)}: name either a set or a generator"),
@@ -500,7 +542,7 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             f"rollout.rollouts_a_task is {rollout.rollouts_a_task}; a group of one has no baseline",
         ),
         (
-            rollout.temperature <= 0,
+            not 0 < rollout.temperature < math.inf,
             "rollout.temperature must be above 0: greedy draws are all alike",
         ),
         (
@@ -512,10 +554,18 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             "engine.url is given, but engine.kind is 'torch', which asks no server",
         ),
         (len(train.betas) != 2, "train.betas must be two numbers"),
+        (
+            not all(0 <= each < 1 for each in train.betas),
+            f"train.betas must be from 0 to below 1, found {list(train.betas)}",
+        ),
         (train.keep is not None and train.keep < 2, "train.keep must be at least 2"),
         (
             train.trainer == "trl" and train.keep is not None,
             "train.keep: TRL learns from every rollout; leave it out, or train in-process",
+        ),
+        (
+            train.trainer == "trl" and train.lr_end != 1,
+            "train.lr_end: TRL keeps the rate as it is; leave it out, or train in-process",
         ),
         (
             train.trainer == "trl" and rollout.reward == "coin",
@@ -542,7 +592,12 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             "train.steps is 0 and there is no warmstart: nothing to do",
         ),
         (
-            any(mode not in ("sandbox", "llm") for mode in config.evaluate.modes),
+            any(mode not in ("sandbox", "llm") for mode in evaluate.modes),
             "evaluate.modes may hold 'sandbox' and 'llm'",
+        ),
+        (
+            bool(config.tasks.evaluate) and not (evaluate.modes and evaluate.temperatures),
+            "evaluate.modes or evaluate.temperatures is empty, so no held-out set of "
+            "tasks.evaluate would be played: leave the sets out, or name a mode and a temperature",
         ),
     ]
