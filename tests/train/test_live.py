@@ -99,6 +99,23 @@ def test_a_step_is_told_with_what_it_learned_and_how_long_the_rest_will_take() -
     assert line.endswith("1m00s left")
 
 
+def test_a_step_whose_rollouts_were_all_lost_is_no_step_of_reward_0() -> None:
+    lost = {name: each for name, each in learned(0.0).items() if not name.startswith("gap")}
+    for name in ("reward", "turns", "tokens"):
+        del lost[name]
+    lost |= {"scored": 0.0, "missing": 6.0, "useful_groups": 0.0}
+    story = Story(config(), Clock())
+    story.told("train", 1, learned(0.5))
+    story.told("train", 2, lost)
+    assert story.line().startswith("step 2/4: no reward, 0 % of groups useful, nothing to learn")
+    assert step_row(2, lost)[:4] == ("2", "–", "–", "–")
+    lines = [{"phase": "train", "step": 1, "figures": each} for each in (learned(0.5), lost)]
+    found = summary_of(lines)
+    assert (found.steps, found.missing) == (2, 7)
+    assert found.last["reward"] == 0.5
+    assert not any("curve" in line for line in summary_of(lines[1:]).lines())
+
+
 def test_an_evaluation_between_two_steps_does_not_count_as_time_of_a_step() -> None:
     clock = Clock()
     story = Story(config(), clock)

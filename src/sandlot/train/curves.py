@@ -64,19 +64,23 @@ def evaluated_of(
 def step_figures(episodes: Sequence[Episode], advantages: Advantages) -> dict[str, float]:
     """Means over a step's rollouts, and how many of its groups can teach anything.
 
-    `sandbox_share` is the part of the rollouts' time, summed, that went not into the model.
+    `sandbox_share` is the part of the rollouts' time, summed, that went not into the model. Where
+    no rollout has a reward, the means over those that have one are left out: they are not 0.
     """
     scored = [each for each in episodes if each.reward is not None]
     model_s = sum(each.figures.get("model_s", 0.0) for each in episodes)
     wall_s = sum(each.figures.get("wall_s", 0.0) for each in episodes)
     turns = max(1.0, sum(each.figures.get("turns", 0.0) for each in episodes))
-    return {
+    means = {
         "reward": _mean([each.reward or 0.0 for each in scored]) or 0.0,
-        "scored": float(len(scored)),
-        "missing": float(len(episodes) - len(scored)),
         "turns": _of(scored, "turns"),
         "tokens": _of(scored, "sampled_tokens"),
         "submitted": _of(scored, "submitted"),
+    }
+    return {
+        **(means if scored else {}),
+        "scored": float(len(scored)),
+        "missing": float(len(episodes) - len(scored)),
         "sampled_tokens": sum(each.figures.get("sampled_tokens", 0.0) for each in episodes),
         "useful_groups": 1 - (advantages.equal + advantages.alone) / max(1, advantages.groups),
         "sandbox_share": 1 - model_s / wall_s if wall_s else 0.0,

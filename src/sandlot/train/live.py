@@ -112,9 +112,10 @@ def step_row(step: int, figures: Mapping[str, float]) -> tuple[str, ...]:
     gaps = (figures.get(name) for name in ("gap_mean", "gap_max"))
     return (
         str(step),
-        f"{figures['reward']:.3f}",
-        f"{figures['turns']:.2f}",
-        f"{figures['tokens']:.0f}",
+        *(
+            form.format(figures[name]) if name in figures else "–"
+            for name, form in (("reward", "{:.3f}"), ("turns", "{:.2f}"), ("tokens", "{:.0f}"))
+        ),
         f"{100 * figures['useful_groups']:.0f} %",
         *("–" if gap is None else f"{gap:.1e}" for gap in gaps),
         f"{figures['rollout_s']:.1f} s",
@@ -130,9 +131,12 @@ def _warm(figures: Mapping[str, float]) -> Iterator[str]:
 
 
 def _learned(figures: Mapping[str, float]) -> Iterator[str]:
-    yield f"reward {figures['reward']:.3f}"
-    yield f"{figures['turns']:.2f} turns"
-    yield f"{figures['tokens']:.0f} tokens"
+    if "reward" in figures:
+        yield f"reward {figures['reward']:.3f}"
+        yield f"{figures['turns']:.2f} turns"
+        yield f"{figures['tokens']:.0f} tokens"
+    else:
+        yield "no reward"
     yield f"{100 * figures['useful_groups']:.0f} % of groups useful"
     if "gap_mean" in figures:
         yield f"gap {figures['gap_mean']:.1e} (at most {figures['gap_max']:.1e})"
@@ -219,8 +223,9 @@ class Summary:
     def lines(self) -> Iterator[str]:
         warm = f"{self.warm_steps} step{'' if self.warm_steps == 1 else 's'} of warm start"
         yield f"trained: {warm}, {self.steps} of reinforcement"
-        if self.steps:
+        if self.first:
             yield f"curve: {', '.join(self._changes())} (means of {RECENT} steps)"
+        if self.steps:
             yield f"rollouts: {self.rollouts:,}, {self.missing:,} of them without a reward"
         yield f"took: {duration(self.seconds)}, at most {self.memory_mib:,.0f} MiB of memory"
 
@@ -233,6 +238,7 @@ def summary_of(lines: Sequence[Mapping[str, Any]]) -> Summary:
     """Of the lines of `steps.jsonl`."""
     warm = [line["figures"] for line in lines if line["phase"] == "warmstart"]
     steps = [line["figures"] for line in lines if line["phase"] == "train"]
+    known = [each for each in steps if "reward" in each]  # not a step whose rollouts were all lost
     every = [*warm, *steps]
     return Summary(
         warm_steps=len(warm),
@@ -241,8 +247,8 @@ def summary_of(lines: Sequence[Mapping[str, Any]]) -> Summary:
         missing=int(sum(each["missing"] for each in steps)),
         seconds=sum(_seconds(each) for each in every),
         memory_mib=max((each.get("memory_mib", 0.0) for each in every), default=0.0),
-        first=_means(steps[:RECENT]),
-        last=_means(steps[-RECENT:]),
+        first=_means(known[:RECENT]),
+        last=_means(known[-RECENT:]),
     )
 
 
