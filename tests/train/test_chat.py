@@ -552,18 +552,18 @@ def test_a_form_that_is_not_known_names_those_that_are() -> None:
 
 def test_a_tokenizer_without_a_chat_template_says_how_to_give_one() -> None:
     assert tokenizer().chat_template is None
-    with pytest.raises(ConfigError, match="no chat template; give one with --template FILE"):
+    with pytest.raises(ConfigError, match=r"no chat template; give one \(model\.template: jinja"):
         TemplateFormat(tokenizer())
 
 
 def test_a_template_without_a_generation_prompt_is_refused() -> None:
     template = PLAIN.partition("{% if add_generation_prompt %}")[0]
-    with pytest.raises(ConfigError, match=r"no generation prompt .*--template FILE"):
+    with pytest.raises(ConfigError, match=r"no generation prompt .*\(model\.template\)"):
         TemplateFormat(tokenizer(), "text", template=template)
 
 
 def test_a_template_without_tools_points_to_the_text_forms() -> None:
-    with pytest.raises(ConfigError, match='does not show tools; set tool_form = "text"'):
+    with pytest.raises(ConfigError, match=r'does not show tools; set model\.tool_form = "text"'):
         TemplateFormat(tokenizer(), "native", template=PLAIN)
 
 
@@ -577,7 +577,7 @@ def test_a_template_that_drops_results_points_to_the_text_forms() -> None:
 
 
 def test_calls_in_a_form_that_is_not_read_point_to_the_text_forms() -> None:
-    with pytest.raises(ConfigError, match=r'form not read here; set tool_form = "text"'):
+    with pytest.raises(ConfigError, match=r'form not read here; set model\.tool_form = "text"'):
         TemplateFormat(tokenizer(), "native", template=template_text("lfm2"))
 
 
@@ -609,7 +609,7 @@ def test_a_broken_template_is_named_with_its_line() -> None:
 
 def test_a_template_that_refuses_any_conversation_is_refused_itself() -> None:
     template = "{{ raise_exception('I want a picture') }}"
-    with pytest.raises(ConfigError, match=r"I want a picture.*--template FILE"):
+    with pytest.raises(ConfigError, match=r"I want a picture.*\(model\.template\)"):
         TemplateFormat(tokenizer(), template=template)
 
 

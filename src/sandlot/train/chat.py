@@ -110,7 +110,7 @@ class TemplateFormat:
             if tool_form == "native":
                 self._check_native()
         except ModelError as error:
-            raise ConfigError(f"{error}; give another template with --template FILE") from error
+            raise ConfigError(f"{error}; give another template (model.template)") from error
 
     @property
     def end_of_turn(self) -> int:
@@ -170,7 +170,7 @@ class TemplateFormat:
             raise ConfigError(
                 "the chat template does not write a reply where its generation prompt ends, so "
                 "replies that were not sampled cannot be put into tokens; give another template "
-                "with --template FILE"
+                "(model.template)"
             )
         before = self._encode(prompt)
         together = self._encode(prompt + text)
@@ -233,7 +233,7 @@ class TemplateFormat:
             raise problem
         raise ConfigError(
             "the chat template does not show an earlier reply and its end, so a conversation "
-            "cannot be continued; give another template with --template FILE"
+            "cannot be continued; give another template (model.template)"
         )
 
     def _plain(
@@ -291,7 +291,7 @@ class TemplateFormat:
             raise ConfigError(
                 "the chat template has no generation prompt (add_generation_prompt changes "
                 "nothing), so a reply cannot be told from what was given; give another template "
-                "with --template FILE"
+                "(model.template)"
             )
         return with_prompt
 
@@ -308,7 +308,7 @@ class TemplateFormat:
             raise ConfigError(
                 f"the chat template ends a reply with {tail[:40]!r}, which is no special token of "
                 "the tokenizer, so nothing tells where a sampled reply ends; give another "
-                "template with --template FILE, or a tokenizer that knows its special tokens"
+                "template (model.template), or a tokenizer that knows its special tokens"
             )
         text = str(self.tokenizer.convert_ids_to_tokens(ids[0]))
         if self._encode("a" + text + "a") != (*self._encode("a"), ids[0], *self._encode("a")):
@@ -339,7 +339,7 @@ class TemplateFormat:
         if "probe text" not in self._bridge_text(Message.assistant("."), [new], ()):
             raise ConfigError(
                 "the chat template leaves out a user message that follows a reply; give another "
-                "template with --template FILE"
+                "template (model.template)"
             )
         if self._form == "native":
             return
@@ -375,13 +375,13 @@ _DESCRIBE: dict[str, Callable[[Sequence[ToolSpec]], str]] = {
     "fenced": FORMS["fenced"].render_tools,
 }
 _NO_TOOLS = (
-    'the chat template {what}; set tool_form = "text" (or "fenced"), or give a template that '
-    "knows tools with --template FILE"
+    'the chat template {what}; set model.tool_form = "text" (or "fenced"), or give a template that '
+    "knows tools (model.template)"
 )
 _MERGES = (
     "the tokenizer does not keep the end of turn {token!r} a token of its own beside other text, "
     "so turns cannot be put into tokens one by one; mark it as a special token of the tokenizer "
-    "or give a template that ends a turn with one (--template FILE)"
+    "or give a template that ends a turn with one (model.template)"
 )
 
 
@@ -400,7 +400,7 @@ class _Template:
             text = text.get("tool_use") or text.get("default")
         if not text:
             raise ConfigError(
-                "the tokenizer has no chat template; give one with --template FILE (jinja, as in "
+                "the tokenizer has no chat template; give one (model.template: jinja, as in "
                 "the file chat_template.jinja of a chat model)"
             )
         # The date of the day would make each day's prompts another's; this is Llama's own default.
