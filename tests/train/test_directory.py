@@ -106,6 +106,10 @@ def test_a_folder_that_is_no_run_or_of_another_version_is_refused(tmp_path: Path
     (run.path / "manifest.json").write_text('{"version": 99}')
     with pytest.raises(InputError, match="another version"):
         TrainDirectory.open(run.path, None)
+    for other in ("[]", '{"name": "an adapter", "base": {}}'):
+        (run.path / "manifest.json").write_text(other)
+        with pytest.raises(InputError, match=r"is no training run: its manifest\.json"):
+            TrainDirectory.open(run.path, None)
 
 
 def test_only_one_process_trains_in_a_run(tmp_path: Path) -> None:
@@ -200,6 +204,16 @@ def test_whoever_watches_hears_of_every_rollout(tmp_path: Path) -> None:
     run.keep_trajectory(trajectory(), episode("1.0.t1"))
     run.keep_trajectory(trajectory(), episode("1.0.t1", reward=None))
     assert rewards == [1.0, None]
+
+
+def test_what_cannot_be_made_in_a_run_is_told_as_such(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    (run.path / "records").touch()
+    (run.path / ".lock").mkdir()
+    with pytest.raises(RecordError, match=r"records: cannot be written: File exists"):
+        run.add_records(1, [])
+    with pytest.raises(RecordError, match=r"\.lock: cannot be written"), run.alone():
+        pass
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ class Asked:
         if self.resume is None:
             return Prepared(self.config(), None)
         path = train_after.find_training(str(self.resume), Path(self.settings().runs))
-        stored = TrainDirectory(path).manifest().get("config", {})
+        stored = TrainDirectory.open(path, None).manifest()["config"]
         if self.recipe is not None:
             config = self.config()
         else:

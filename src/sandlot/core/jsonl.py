@@ -38,8 +38,12 @@ class JsonlWriter:
 
     def sync(self) -> None:
         """Bring what was appended to the disk (blocking: call it from a worker thread)."""
-        if self._fd >= 0:
+        if self._fd < 0:
+            return
+        try:  # some file systems find out only now that they are full
             os.fdatasync(self._fd)
+        except OSError as exc:
+            raise RecordError(f"{self.path}: cannot be written: {exc.strerror}") from exc
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1  # first: another thread may close too, and numbers are reused

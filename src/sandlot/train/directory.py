@@ -93,8 +93,10 @@ class TrainDirectory:
         """
         found = cls(path)
         manifest = found.manifest()
-        if manifest.get("version") != VERSION:
+        if manifest.get("version", VERSION) != VERSION:
             raise InputError(f"{path}: written by another version ({manifest.get('version')!r})")
+        if not isinstance(manifest.get("config"), Mapping):  # an adapter has a manifest.json too
+            raise InputError(f"{path} is no training run: its manifest.json holds no config")
         if config is not None and not force:
             odd = differences(_as_of_now(manifest["config"]), to_json(config))
             if odd:
@@ -110,6 +112,8 @@ class TrainDirectory:
             found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path} is no training run: {error}") from error
+        if not isinstance(found, dict):
+            raise InputError(f"{self.path} is no training run: its manifest.json is no object")
         return found
 
     def adopt(self, config: TrainConfig, made_with: Mapping[str, Any]) -> None:
@@ -127,9 +131,11 @@ class TrainDirectory:
         """Nobody else trains here meanwhile.
 
         Raises:
-            RecordError: somebody does.
+            RecordError: somebody does, or nothing can be written there.
         """
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = self.path / ".lock"
+        with _told(file):
+            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -176,10 +182,9 @@ class TrainDirectory:
         return line
 
     def add_records(self, step: int, episodes: Sequence[Episode]) -> None:
-        folder = self.path / "records"
-        folder.mkdir(exist_ok=True)
-        file = folder / f"step-{step:06d}.jsonl"
-        file.unlink(missing_ok=True)  # of a step that a kill interrupted
+        file = self._folder("records") / f"step-{step:06d}.jsonl"
+        with _told(file):
+            file.unlink(missing_ok=True)  # of a step that a kill interrupted
         name = str(self.manifest()["config"]["name"])
         write_records(file, episodes, step=step, model=name)
 
@@ -192,7 +197,7 @@ class TrainDirectory:
         if episode.task_id in kept or len(kept) >= KEPT_TRAJECTORIES:
             return
         kept.add(episode.task_id)
-        (self.path / "trajectories").mkdir(exist_ok=True)
+        self._folder("trajectories")
         worth = {"group": episode.group, "reward": episode.reward, "missing": episode.missing}
         told = replace(trajectory, metadata={**trajectory.metadata, **worth})
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in _timed(told, self.clock()))
@@ -246,6 +251,12 @@ class TrainDirectory:
         if file.exists():
             yield from read_jsonl(file)
 
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
+        with _told(folder):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         writer = JsonlWriter(self.path / name)
         try:
@@ -270,14 +281,16 @@ class TrainDirectory:
             raise RecordError(f"{file}: cannot be written: {error.strerror}") from error
 
 
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def _asked(config: TrainConfig) -> dict[str, Any]:
     return {"config": to_json(config), "digest": digest(config)}
-
-
-def _kind(episode: Episode) -> str:
-    """`step-000001` for a rollout of training, whose group begins with its step, else its group."""
-    step = episode.group.partition(".")[0]
-    return f"step-{int(step):06d}" if step.isdigit() else slugify(episode.group)
 
 
 def _as_of_now(stored: Mapping[str, Any]) -> Any:
