@@ -110,6 +110,7 @@ def test_help_does_not_load_torch(folder: Path) -> None:
         (("plot", "nowhere", "--out", "x.svg"), "was not found"),
         (("plot", "nowhere", "--out", "x.pdf"), "ends in .svg or .png"),
         (("eval", "nowhere", "--mode", "head"), "mode 'head' is not known"),
+        (("eval", "nowhere", "--temperature", "nan"), "--temperature must be 0 (greedy) or above"),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_is_loaded(

@@ -287,6 +287,15 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept.txt"]
 
 
+def test_the_current_folder_is_a_folder_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=r"\. is there already"):
+        write_hf(small_llama(), small_tokenizer(), Path())
+
+
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no chat template"):
         write_hf(small_llama(), small_tokenizer(None), tmp_path / "hf")

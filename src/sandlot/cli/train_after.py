@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -75,6 +76,9 @@ def evaluate(
 
     if mode is not None and mode not in _MODES:
         raise unknown_name("mode", mode, tuple(_MODES))
+    for each in temperature or ():
+        if not 0 <= each < math.inf:
+            raise ConfigError(f"--temperature must be 0 (greedy) or above, found {each:g}")
     directory = _open(run, runs)
     require_training()
     quiet_libraries()

@@ -63,7 +63,8 @@ def cannot_write(target: Path, cause: BaseException) -> ExportError:
 
 def _part_of(target: Path) -> Path:
     """One name for each target, so that what a killed process left is used up by the next."""
-    return target.with_name(f".{target.name}.part")
+    whole = Path(os.path.abspath(target))  # "." and ".." have no name of their own
+    return whole.with_name(f".{whole.name}.part")
 
 
 def _sync(path: Path) -> None:
