@@ -341,6 +341,27 @@ async def test_an_evaluation_that_was_interrupted_is_made_after_all(
     assert_goes_on(whole, again, "train", 2)
 
 
+async def test_a_run_goes_on_from_steps_that_taught_nothing(tmp_path: Path) -> None:
+    """All rewards of each group are equal, so that no step has made an optimiser yet."""
+    config = tiny_config(rollout__reward="scorer", rollout__max_turns=1, train__steps=2)
+    config = replace(config, warmstart=None, tasks=replace(config.tasks, evaluate={}))
+
+    def stop(told: str, number: int, _: Mapping[str, Any]) -> None:
+        if (told, number) == ("train", 2):
+            raise Stopped
+
+    directory = begun(tmp_path, config)
+    with pytest.raises(Stopped):
+        await go_on(directory, config, told=stop)
+    found = checkpoint.newest(directory.checkpoints)
+    assert found is not None
+    assert (found.step, found.optimiser()) == (1, {})
+    again = TrainDirectory.open(directory.path, config)
+    await go_on(again, config)
+    assert all("loss" not in each for each in figures(again, "train").values())
+    assert sorted(figures(again, "train")) == [1, 2]
+
+
 def run_and_kill(folder: Path, phase: str, step: int) -> None:
     """Begin the run in a process of its own, and kill that once it tells of a step."""
     process = subprocess.Popen(

@@ -110,8 +110,8 @@ class Driver:
             self.directory.cut_after("warmstart", 0)
             return "warmstart", 0
         load_values(self.parts.policy.model, found.weights())
-        if found.step or found.phase == "warmstart":
-            self._adam(found.phase).load(found.optimiser())
+        if state := found.optimiser():  # none where nothing has been learned in this phase yet
+            self._adam(found.phase).load(state)
         self.directory.cut_after(found.phase, found.step)
         self.note(f"going on from {found.path.name}")
         return found.phase, found.step
