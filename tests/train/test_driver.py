@@ -27,6 +27,7 @@ from sandlot.core.tokens import TokenRow  # noqa: E402
 from sandlot.sandbox.fake import FakeSandbox  # noqa: E402
 from sandlot.settings import resolve  # noqa: E402
 from sandlot.train import checkpoint  # noqa: E402
+from sandlot.train.assemble import on_device  # noqa: E402
 from sandlot.train.base import Draw, Drawn, Episode  # noqa: E402
 from sandlot.train.config import TaskSource  # noqa: E402
 from sandlot.train.directory import TrainDirectory  # noqa: E402
@@ -265,6 +266,56 @@ def test_tasks_without_a_truth_are_refused_by_name(tmp_path: Path) -> None:
     cache = resolve({}).cache_dir
     with pytest.raises(InputError, match=r"mine\.jsonl:2: field 'ground_truth' is missing"):
         open_tasks(TaskSource(set=str(file)), cache=cache, note=lambda _: None)
+
+
+def test_a_number_of_tasks_that_is_none_is_refused_before_anything_runs() -> None:
+    for items in ("many", -5, 0, 1.5, True):
+        source = TaskSource(generator="filing", options={"items": items})
+        with pytest.raises(ConfigError, match=f"items must be a whole number above 0.*{items!r}"):
+            open_tasks(source, cache=resolve({}).cache_dir, note=lambda _: None)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_named(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.device '{device}' cannot be used here"):
+        on_device(torch.nn.Linear(1, 1), device)
+
+
+def line_of_ids(ids: Sequence[int], mask: Sequence[int]) -> str:
+    segment = {"token_ids": ids, "loss_mask": mask, "logprobs": None}
+    return json.dumps({"id": "x", "group": "g", "reward": 1.0, "segments": [segment]}) + "\n"
+
+
+async def test_rows_of_a_file_without_a_reply_are_counted_and_left_out(tmp_path: Path) -> None:
+    """To average over no token at all gives no number."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(line_of_ids([1, 2, 3], [0, 0, 0]) + line_of_ids([1, 2, 3], [0, 1, 1]))
+    said: list[str] = []
+    driver = with_rows(tmp_path, file, said)
+    assert driver.config.warmstart is not None
+    rows = await driver._warm_rows(driver.config.warmstart)
+    await driver.parts.close()
+    assert [row.ids for row in rows["rows"]] == [(1, 2, 3)]
+    assert said == [f"{file}: 1 rows without a reply were left out"]
+
+
+@pytest.mark.parametrize("token", [999_999, -3])
+async def test_records_of_a_model_with_other_tokens_are_refused(tmp_path: Path, token: int) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(line_of_ids([1, 2, token], [0, 0, 1]))
+    driver = with_rows(tmp_path, file, [])
+    assert driver.config.warmstart is not None
+    with pytest.raises(InputError, match=r"rows\.jsonl: token .* records of another model"):
+        await driver._warm_rows(driver.config.warmstart)
+    await driver.parts.close()
+
+
+def with_rows(folder: Path, file: Path, said: list[str]) -> Driver:
+    config = tiny_config(warmstart__rows=str(file), warmstart__stages=[])
+    assert config.warmstart is not None
+    warm = replace(config.warmstart, clerks=0, drills=0, texts=0)
+    config = replace(config, warmstart=warm)
+    return Driver(config, tiny_parts(config), begun(folder, config), said.append)
 
 
 # --- going on ------------------------------------------------------------------------------------

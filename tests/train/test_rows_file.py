@@ -116,6 +116,12 @@ def test_token_records_without_log_probabilities_can_be_learned_too(tmp_path: Pa
     assert episode.rows == (TokenRow((5, 6), (False, True), (0.0, 0.0)),)
 
 
+def test_a_score_that_is_no_number_is_named_by_its_line(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.jsonl", {"messages": TALK, "reward": "good"})
+    with pytest.raises(InputError, match=r"x\.jsonl:1: the score or reward .* found 'good'"):
+        list(read_rollouts(file, chat()))
+
+
 def test_a_last_line_without_a_newline_is_read_and_empty_ones_are_passed_over(
     tmp_path: Path,
 ) -> None:

@@ -78,7 +78,7 @@ def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
         model, tokenizer = load_base(wanted.source, dtype=wanted.dtype, note=note)
     template = None if wanted.template is None else text_of(wanted.template)
     chat = TemplateFormat(tokenizer, wanted.tool_form, template=template)
-    model = model.to(wanted.device)
+    model = on_device(model, wanted.device)
     use_slots(model)
     if wanted.lora is not None:
         lora = LoraSettings(wanted.lora.rank, wanted.lora.alpha, wanted.lora.targets)
@@ -86,6 +86,17 @@ def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
     else:
         freeze(model, layers=wanted.freeze_layers, embeddings=wanted.freeze_embeddings)
     return Policy(model, tokenizer, chat)
+
+
+def on_device(model: Any, name: str) -> Any:
+    """Raises:
+    ConfigError: torch knows no such device, or this machine has none.
+    """
+    try:
+        return model.to(name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch is built without it
+        why = str(error).partition("\n")[0]
+        raise ConfigError(f"model.device {name!r} cannot be used here: {why}") from error
 
 
 def _profile(config: TrainConfig) -> Profile:

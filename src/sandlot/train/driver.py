@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from sandlot.core.errors import ConfigError, MissingExtra, ModelError, SandboxError
+from sandlot.core.errors import ConfigError, InputError, MissingExtra, ModelError, SandboxError
 from sandlot.core.tokens import TokenRow
 from sandlot.core.types import Message, StopReason, Task
 from sandlot.scoring.base import Scorer
@@ -189,11 +189,29 @@ class Driver:
                 for each in read_rollouts(Path(warm.rows), self.parts.policy.chat)
                 if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
             ]
-            rows["rows"] = _rows_of(recorded, self.note)
+            rows["rows"] = self._learnable(_rows_of(recorded, self.note), warm.rows)
         rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
         if not any(rows.values()):
             raise ConfigError("the warm start has no rows to learn from")
         return rows
+
+    def _learnable(self, rows: Sequence[TokenRow], file: str) -> list[TokenRow]:
+        """Rows of a file without those that hold no reply, which are counted.
+
+        Raises:
+            InputError: tokens that the model does not have.
+        """
+        known = self.parts.policy.model.get_input_embeddings().num_embeddings
+        odd = next((each for row in rows for each in row.ids if not 0 <= each < known), None)
+        if odd is not None:
+            raise InputError(
+                f"{file}: token {odd:,} is there and the model knows {known:,}: these are records "
+                "of another model; take its conversations (`sandlot export --format messages`)"
+            )
+        kept = [row for row in rows if row.sampled_tokens]
+        if len(kept) < len(rows):
+            self.note(f"{file}: {len(rows) - len(kept)} rows without a reply were left out")
+        return kept
 
     async def _played(self, warm: WarmStart) -> dict[str, list[Episode]]:
         """Rollouts of clerks, whose commands stand in the tasks that a generator makes."""

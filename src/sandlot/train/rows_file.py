@@ -82,7 +82,15 @@ def _conversation(line: Mapping[str, Any], chat: TemplateFormat, where: str) -> 
     rows = written_rows(_messages(line["messages"], where), tools, chat)
     if not rows:
         raise InputError(f"{where}: no assistant message, so there is nothing to learn")
-    return Episode(name, name, rows, about.get("score", line.get("reward")))
+    return Episode(name, name, rows, _score(about.get("score", line.get("reward"))))
+
+
+def _score(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecordError(f"the score or reward must be a number, found {value!r:.80}")
+    return float(value)
 
 
 def written_rows(

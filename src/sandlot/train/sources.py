@@ -64,6 +64,12 @@ def open_tasks(source: TaskSource, *, cache: Path, note: Note) -> Tasks:
     if source.generator is not None:
         made = Tasks(source, None, None)
         made.fresh(source.seed, 1)  # what is wrong with the options is said before anything runs
+        items = source.options.get("items", 1)
+        if type(items) is not int or items < 1:
+            raise ConfigError(
+                f"generator {source.generator!r}: items must be a whole number above 0, "
+                f"found {items!r}"
+            )
         return made
     loaded = load_set(str(source.set), cache=cache, environ=os.environ, progress=note)
     tasks = loaded.tasks if source.limit is None else loaded.tasks[: source.limit]
