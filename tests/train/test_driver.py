@@ -26,13 +26,14 @@ from sandlot.core.errors import ConfigError, InputError, SandboxError  # noqa: E
 from sandlot.core.tokens import TokenRow  # noqa: E402
 from sandlot.sandbox.fake import FakeSandbox  # noqa: E402
 from sandlot.settings import resolve  # noqa: E402
-from sandlot.train import checkpoint  # noqa: E402
+from sandlot.train import checkpoint, finished  # noqa: E402
 from sandlot.train.assemble import on_device  # noqa: E402
 from sandlot.train.base import Draw, Drawn, Episode  # noqa: E402
 from sandlot.train.config import TaskSource  # noqa: E402
 from sandlot.train.directory import TrainDirectory  # noqa: E402
 from sandlot.train.driver import Driver  # noqa: E402
 from sandlot.train.engine_torch import TorchEngine  # noqa: E402
+from sandlot.train.export import write_hf  # noqa: E402
 from sandlot.train.records import read_records  # noqa: E402
 from sandlot.train.sources import open_tasks  # noqa: E402
 
@@ -316,6 +317,23 @@ def with_rows(folder: Path, file: Path, said: list[str]) -> Driver:
     warm = replace(config.warmstart, clerks=0, drills=0, texts=0)
     config = replace(config, warmstart=warm)
     return Driver(config, tiny_parts(config), begun(folder, config), said.append)
+
+
+async def test_a_model_is_exported_when_its_training_tasks_are_gone(tmp_path: Path) -> None:
+    parts = tiny_parts(tiny_config())
+    write_hf(parts.policy.model, parts.policy.tokenizer, tmp_path / "model")
+    await parts.close()
+    config = tiny_config()
+    gone = TaskSource(set=str(tmp_path / "gone.jsonl"))
+    config = replace(
+        config,
+        model=replace(config.model, source=str(tmp_path / "model"), random=None),
+        tasks=replace(config.tasks, train=gone, evaluate={}),
+    )
+    directory = begun(tmp_path / "runs", config)
+    out = tmp_path / "out" / "hf"
+    found = finished.write(directory, config, lambda _: None, form="hf", out=out, name="untrained")
+    assert (found / "model.safetensors").is_file()
 
 
 # --- going on ------------------------------------------------------------------------------------

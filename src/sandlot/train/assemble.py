@@ -60,9 +60,11 @@ class Parts:
             await scorer.close()
 
 
-def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
+def build_policy(config: TrainConfig, tasks: Tasks | None, note: Note) -> Policy:
     """The model with what learns of it chosen, and its chat format.
 
+    Args:
+        tasks: what the tokenizer of a model of random weights is made from; others need none.
     Raises:
         ConfigError: no such model, or one whose template cannot be used; says what to give.
         InputError: a model that cannot be loaded.
@@ -71,6 +73,7 @@ def build_policy(config: TrainConfig, tasks: Tasks, note: Note) -> Policy:
     if wanted.random is not None:
         from sandlot.train.random_model import make_random
 
+        assert tasks is not None
         model, tokenizer = make_random(
             wanted.random, tasks, dtype=wanted.dtype, seed=config.seed, profile=_profile(config)
         )

@@ -11,6 +11,7 @@ from sandlot.agent.prompts import load_profile
 from sandlot.core.errors import ConfigError, InputError, unknown_name
 from sandlot.models.adapters import ADAPTER_FILE, Manifest, Pin
 from sandlot.models.local import bundled_weights
+from sandlot.settings import resolve
 from sandlot.train import checkpoint, export
 from sandlot.train.assemble import Policy, assemble, build_policy, text_of
 from sandlot.train.base import Note
@@ -19,7 +20,7 @@ from sandlot.train.curves import Evaluated
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.driver import Driver, Mode
 from sandlot.train.gguf_file import Kind
-from sandlot.train.sources import open_tasks
+from sandlot.train.sources import Tasks, open_tasks
 from sandlot.train.weights import load_values
 
 FORMS = ("adapter", "hf", "gguf")
@@ -116,8 +117,7 @@ def write(
             "the run trained whole weights, not an adapter (model.lora); write --to hf or --to gguf"
         )
     below = None if form == "hf" else base or base_of(config)
-    tasks = open_tasks(config.tasks.train, cache=out.parent, note=note)
-    policy = build_policy(config, tasks, note)
+    policy = build_policy(config, _tasks_of(config, note), note)
     put_checkpoint(policy.model, directory, name)
     if form == "adapter":
         assert below is not None
@@ -131,6 +131,13 @@ def write(
     else:
         export.write_gguf(model, below, out, kind or "Q8_0")
     return out
+
+
+def _tasks_of(config: TrainConfig, note: Note) -> Tasks | None:
+    """The training tasks where a model is made from them; else they need not be here any more."""
+    if config.model.random is None:
+        return None
+    return open_tasks(config.tasks.train, cache=resolve({}).cache_dir, note=note)
 
 
 def base_of(config: TrainConfig) -> Path:
