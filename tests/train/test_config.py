@@ -119,6 +119,15 @@ def test_what_cannot_be_meant_is_refused_by_its_name(name: str, value: Any, said
     assert str(found.value).startswith("mine.toml: ")
 
 
+def test_an_adapter_is_not_laid_over_weights_that_trl_has_merged() -> None:
+    table = with_value("model.lora", {})
+    table |= {"engine": {"kind": "vllm", "url": "http://127.0.0.1:1"}, "train": {"trainer": "trl"}}
+    with pytest.raises(ConfigError, match=r"model\.lora: TRL sends vLLM merged weights"):
+        read_config(table, "mine.toml")
+    table["train"] = {"trainer": "in-process"}
+    assert read_config(table, "mine.toml").model.lora is not None
+
+
 @pytest.mark.parametrize("name", ["evaluate.modes", "evaluate.temperatures"])
 def test_held_out_sets_that_nothing_would_play_are_refused(name: str) -> None:
     table = with_value(name, [])

@@ -22,18 +22,25 @@ pytest.importorskip("transformers", reason=REASON)
 from small_shell import open_small_shell  # noqa: E402
 from tiny_run import begun, go_on, tiny_config, tiny_parts  # noqa: E402
 
-from sandlot.core.errors import ConfigError, InputError, SandboxError  # noqa: E402
+from sandlot.core.errors import (  # noqa: E402
+    ConfigError,
+    InputError,
+    RecordError,
+    SandboxError,
+)
 from sandlot.core.tokens import TokenRow  # noqa: E402
+from sandlot.models.fake_server import FakeOpenAIServer  # noqa: E402
 from sandlot.sandbox.fake import FakeSandbox  # noqa: E402
 from sandlot.settings import resolve  # noqa: E402
 from sandlot.train import checkpoint, finished  # noqa: E402
-from sandlot.train.assemble import on_device  # noqa: E402
+from sandlot.train.assemble import assemble, on_device  # noqa: E402
 from sandlot.train.base import Draw, Drawn, Episode  # noqa: E402
-from sandlot.train.config import TaskSource  # noqa: E402
+from sandlot.train.config import Lora, TaskSource, TrainConfig  # noqa: E402
 from sandlot.train.directory import TrainDirectory  # noqa: E402
 from sandlot.train.driver import Driver  # noqa: E402
 from sandlot.train.engine_torch import TorchEngine  # noqa: E402
 from sandlot.train.export import write_hf  # noqa: E402
+from sandlot.train.fake_server import FakeTokenServer  # noqa: E402
 from sandlot.train.records import read_records  # noqa: E402
 from sandlot.train.sources import open_tasks  # noqa: E402
 
@@ -334,6 +341,50 @@ async def test_a_model_is_exported_when_its_training_tasks_are_gone(tmp_path: Pa
     out = tmp_path / "out" / "hf"
     found = finished.write(directory, config, lambda _: None, form="hf", out=out, name="untrained")
     assert (found / "model.safetensors").is_file()
+
+
+# --- a server that draws -------------------------------------------------------------------------
+
+
+def with_server(url: str, **changes: Any) -> TrainConfig:
+    served = {"engine__kind": "sglang", "engine__url": url, "engine__model": "policy"}
+    return tiny_config(**served, **changes)
+
+
+async def test_a_server_gets_an_adapter_alone_and_whole_weights_as_a_model(tmp_path: Path) -> None:
+    fake = FakeTokenServer("sglang", lambda ids: [5, 6, 0])
+    async with FakeOpenAIServer(fake) as server:
+        whole = with_server(server.base_url)
+        learning = replace(whole, model=replace(whole.model, lora=Lora(rank=2)))
+        for name, config in (("whole", whole), ("adapter", learning)):
+            parts = assemble(config, lambda _: None)
+            await Driver(config, parts, begun(tmp_path / name, config), lambda _: None).publish(3)
+            await parts.close()
+    assert [Path(each).name for each in fake.weights] == ["step-000003"]
+    assert [Path(each).name for each in fake.adapters.values()] == ["step-000003"]
+
+
+async def test_a_server_gets_the_checkpoint_that_is_to_be_measured(tmp_path: Path) -> None:
+    """It may hold the weights of any step, or of another run."""
+    fake = FakeTokenServer("sglang", lambda ids: [5, 6, 0])
+    async with FakeOpenAIServer(fake) as server:
+        config = with_server(server.base_url, evaluate__modes=["llm"])
+        directory = begun(tmp_path, config)
+        for name in ("untrained", "untrained"):
+            await finished.evaluate(directory, config, lambda _: None, limit=1, name=name)
+        assert fake.log[0] == "/update_weights_from_disk"
+        assert len(fake.weights) == 2
+        with directory.alone(), pytest.raises(RecordError, match="another process is at work"):
+            await finished.evaluate(directory, config, lambda _: None, limit=1, name="untrained")
+    assert len(fake.weights) == 2
+
+
+async def test_a_server_that_says_other_probabilities_is_not_learned_from(tmp_path: Path) -> None:
+    config = with_server("http://127.0.0.1:1", rollout__top_p=0.9)
+    parts = assemble(config, lambda _: None)
+    with pytest.raises(ConfigError, match=r"top_p 0\.9 .*other log probabilities"):
+        await Driver(config, parts, begun(tmp_path, config), lambda _: None).run()
+    await parts.close()
 
 
 # --- going on ------------------------------------------------------------------------------------

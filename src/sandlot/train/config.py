@@ -572,6 +572,11 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             "rollout.reward 'coin' is for the in-process trainer",
         ),
         (
+            train.trainer == "trl" and engine.kind == "vllm" and model.lora is not None,
+            "model.lora: TRL sends vLLM merged weights, over which an adapter would lie a second "
+            "time; train whole weights, or in-process",
+        ),
+        (
             train.trainer == "trl" and engine.kind == "sglang",
             "engine.kind 'sglang': TRL sends its weights to vLLM only",
         ),

@@ -26,14 +26,14 @@ from sandlot.core.types import Message, StopReason, Task
 from sandlot.scoring.base import Scorer
 from sandlot.train import checkpoint
 from sandlot.train.assemble import Parts, rules_of
-from sandlot.train.base import Episode, Note
+from sandlot.train.base import Draw, Episode, Note
 from sandlot.train.clerks import Clerk
 from sandlot.train.config import KINDS, TrainConfig, WarmStart
 from sandlot.train.curves import Evaluated, evaluated_of, missing_of, step_figures
 from sandlot.train.directory import HELD_OUT, TrainDirectory
 from sandlot.train.engine_server import ServerEngine
 from sandlot.train.engine_torch import TorchEngine
-from sandlot.train.export import write_hf
+from sandlot.train.export import write_hf, write_peft
 from sandlot.train.lessons import Text, lessons_of
 from sandlot.train.objective import (
     Advantages,
@@ -86,6 +86,7 @@ class Driver:
             RecordError: the disk is full; the newest checkpoint is whole.
             SandboxError, ModelError: rollouts cannot be played: nothing of a step has a reward.
         """
+        self._check_logprobs()
         self.parts.player.watch = self.directory.keep_trajectory
         phase, step = self._restore()
         if phase == "warmstart":
@@ -93,10 +94,24 @@ class Driver:
                 await self._warm_start(self.config.warmstart, step)
             self._save("train", 0)
             step = 0
-        await self._publish(step)
+        await self.publish(step)
         if self._due(step):  # what an interrupted run had evaluated already is left out
             await self._evaluate("train", step)
         await self._reinforce(step)
+
+    def _check_logprobs(self) -> None:
+        """Raises ConfigError where a server says other probabilities than those it draws under."""
+        engine, rollout = self.parts.engine, self.config.rollout
+        if not isinstance(engine, ServerEngine) or not self.config.train.steps:
+            return
+        draw = Draw(1, frozenset(), rollout.temperature, rollout.top_p, rollout.top_k)
+        if not engine.reports_logprobs_of(draw):
+            raise ConfigError(
+                f"rollouts at temperature {rollout.temperature:g}, top_p {rollout.top_p:g} and "
+                f"top_k {rollout.top_k}: the server gives other log probabilities than those it "
+                "draws under. Draw at temperature 1 from all tokens, or start vLLM with "
+                "--logprobs-mode processed_logprobs and set engine.processed_logprobs"
+            )
 
     def _due(self, step: int) -> bool:
         """Whether the held-out tasks are played after this many steps."""
@@ -272,7 +287,7 @@ class Driver:
             advantages = self._advantages(episodes, number)
             learned = await asyncio.to_thread(self._learn, episodes, advantages, number)
             if learned is not None:
-                await self._publish(number + 1)
+                await self.publish(number + 1)
             figures = step_figures(episodes, advantages)
             figures |= {
                 "rollout_s": played - began,
@@ -398,14 +413,17 @@ class Driver:
             sums["clipped"] / tokens,
         )
 
-    async def _publish(self, step: int) -> None:
+    async def publish(self, step: int) -> None:
         """Let a server that draws for us load the weights as they are; it must see the folder."""
         engine, policy = self.parts.engine, self.parts.policy
         if not isinstance(engine, ServerEngine):
             return
         folder = self.directory.path / "published" / f"step-{step:06d}"
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # of an earlier attempt
-        await asyncio.to_thread(write_hf, policy.model, policy.tokenizer, folder)
+        if self.config.model.lora is None:
+            await asyncio.to_thread(write_hf, policy.model, policy.tokenizer, folder)
+        else:  # the server has the model below it
+            await asyncio.to_thread(write_peft, policy.model, folder)
         await engine.update_weights(folder)
         for old in folder.parent.glob("step-*"):
             if old != folder:

@@ -101,6 +101,21 @@ def write_hf(model: Any, tokenizer: Any, folder: Path) -> None:
         _say_it_the_old_way_too(part)
 
 
+def write_peft(model: Any, folder: Path) -> None:
+    """The adapter of a live peft model in peft's own layout, as servers load it over its base.
+
+    Raises:
+        ExportError: the folder is there already, or cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    with new_folder(folder) as part:
+        try:
+            model.save_pretrained(part)
+        except SafetensorError as exc:
+            raise cannot_write(folder, exc) from exc
+
+
 def _say_it_the_old_way_too(folder: Path) -> None:
     """Transformers 4, which servers may still have, knows some of what 5 writes by other names.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from sandlot.train.config import TaskSource, TrainConfig, digest
 from sandlot.train.curves import Evaluated
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.driver import Driver, Mode
+from sandlot.train.engine_server import ServerEngine
 from sandlot.train.gguf_file import Kind
 from sandlot.train.sources import Tasks, open_tasks
 from sandlot.train.weights import load_values
@@ -61,7 +63,10 @@ async def evaluate(
     """Play held-out sets with a checkpoint; the lines are appended to `measured.jsonl`.
 
     What is not given is as the run's config says. `sets` may also name task sets that the config
-    does not.
+    does not. A server that draws gets the checkpoint's weights first.
+
+    Raises:
+        RecordError: the run goes on meanwhile, and its server holds its weights.
     """
     known = config.tasks.evaluate
     chosen = {each: known.get(each, TaskSource(set=each)) for each in sets} or dict(known)
@@ -70,10 +75,14 @@ async def evaluate(
     config = replace(config, tasks=replace(config.tasks, evaluate=chosen))
     parts = assemble(config, note)
     lines: list[Mapping[str, Any]] = []
+    alone = ExitStack()
     try:
         step = put_checkpoint(parts.policy.model, directory, name)
         parts.policy.model.eval()
         driver = Driver(config, parts, directory, note)
+        if isinstance(parts.engine, ServerEngine):
+            alone.enter_context(directory.alone())  # a run under way has its own weights there
+            await driver.publish(step)
         for each, source in parts.evaluate.items():
             tasks = source.all(source.source.limit)[:limit]
             for mode in modes or config.evaluate.modes:
@@ -85,6 +94,7 @@ async def evaluate(
                     lines.append(line)
                     note(f"{each}, {mode}, T = {temperature:g}: {result.reward}")
     finally:
+        alone.close()
         await parts.close()
     return lines
 
