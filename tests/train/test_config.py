@@ -79,6 +79,8 @@ def test_every_recipe_is_one_and_comes_back_from_its_records(path: Path) -> None
         ("sandbox.live", 0, r"sandbox\.live must be at least 1"),
         ("rollout.top_p", -0.5, r"rollout\.top_p must be above 0"),
         ("rollout.top_p", 7.0, r"rollout\.top_p must be above 0 and at most 1, found 7\.0"),
+        ("rollout.top_p", 0.9, r"rollout\.top_p or rollout\.top_k cuts tokens off"),
+        ("rollout.top_k", 20, r"rollout\.top_p or rollout\.top_k cuts tokens off"),
         ("rollout.temperature", float("nan"), r"rollout\.temperature must be above 0"),
         ("evaluate.top_p", 0.0, r"evaluate\.top_p must be above 0 and at most 1"),
         ("evaluate.top_k", -3, r"evaluate\.top_k must be at least 0, found -3"),

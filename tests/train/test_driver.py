@@ -347,8 +347,8 @@ async def test_a_model_is_exported_when_its_training_tasks_are_gone(tmp_path: Pa
 
 
 def with_server(url: str, **changes: Any) -> TrainConfig:
-    served = {"engine__kind": "sglang", "engine__url": url, "engine__model": "policy"}
-    return tiny_config(**served, **changes)
+    served = {"engine__kind": "sglang", "engine__url": url, "engine__model": "policy", **changes}
+    return tiny_config(**served)
 
 
 async def test_a_server_gets_an_adapter_alone_and_whole_weights_as_a_model(tmp_path: Path) -> None:
@@ -380,9 +380,9 @@ async def test_a_server_gets_the_checkpoint_that_is_to_be_measured(tmp_path: Pat
 
 
 async def test_a_server_that_says_other_probabilities_is_not_learned_from(tmp_path: Path) -> None:
-    config = with_server("http://127.0.0.1:1", rollout__top_p=0.9)
+    config = with_server("http://127.0.0.1:1", engine__kind="vllm", rollout__temperature=0.7)
     parts = assemble(config, lambda _: None)
-    with pytest.raises(ConfigError, match=r"top_p 0\.9 .*other log probabilities"):
+    with pytest.raises(ConfigError, match=r"temperature 0\.7: .*other log probabilities"):
         await Driver(config, parts, begun(tmp_path, config), lambda _: None).run()
     await parts.close()
 

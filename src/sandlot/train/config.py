@@ -546,6 +546,12 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             "rollout.temperature must be above 0: greedy draws are all alike",
         ),
         (
+            train.steps > 0 and (rollout.top_p < 1 or rollout.top_k > 0),
+            "rollout.top_p or rollout.top_k cuts tokens off that the trainer counts, so its ratios "
+            "would be wrong; draw from all, and cut in evaluations alone (evaluate.top_p, "
+            "evaluate.top_k)",
+        ),
+        (
             engine.kind != "torch" and not engine.url,
             f"engine.kind {engine.kind!r} needs engine.url",
         ),

@@ -107,10 +107,9 @@ class Driver:
         draw = Draw(1, frozenset(), rollout.temperature, rollout.top_p, rollout.top_k)
         if not engine.reports_logprobs_of(draw):
             raise ConfigError(
-                f"rollouts at temperature {rollout.temperature:g}, top_p {rollout.top_p:g} and "
-                f"top_k {rollout.top_k}: the server gives other log probabilities than those it "
-                "draws under. Draw at temperature 1 from all tokens, or start vLLM with "
-                "--logprobs-mode processed_logprobs and set engine.processed_logprobs"
+                f"rollouts at temperature {rollout.temperature:g}: the server gives other log "
+                "probabilities than those it draws under. Draw at temperature 1, or start vLLM "
+                "with --logprobs-mode processed_logprobs and set engine.processed_logprobs"
             )
 
     def _due(self, step: int) -> bool:
