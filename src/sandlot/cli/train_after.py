@@ -136,18 +136,21 @@ def export(
     """
     from sandlot.cli.train import quiet_libraries, require_training
     from sandlot.settings import parse_size
+    from sandlot.train.forms import file_before
     from sandlot.train.gguf_file import KINDS
 
     directory = _open(run, runs)
     require_training(*(() if form == "hf" else ("gguf",)))
+    config = _config(directory)
+    file_before(config, form, base)  # torch takes seconds to load: what cannot be is said before
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind of GGUF tensors", kind, KINDS)
     quiet_libraries()
     from sandlot.train import finished
 
-    if kind is not None and kind not in KINDS:
-        raise unknown_name("kind of GGUF tensors", kind, KINDS)
     written = finished.write(
         directory,
-        _config(directory),
+        config,
         say,
         form=form,
         out=out,

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from sandlot.agent.prompts import load_profile
-from sandlot.core.errors import ConfigError, InputError, unknown_name
+from sandlot.core.errors import ConfigError, InputError
 from sandlot.models.adapters import ADAPTER_FILE, Manifest, Pin
-from sandlot.models.local import bundled_weights
 from sandlot.settings import resolve
 from sandlot.train import checkpoint, export
 from sandlot.train.assemble import Policy, assemble, build_policy, text_of
@@ -21,11 +20,11 @@ from sandlot.train.curves import Evaluated
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.driver import Driver, Mode
 from sandlot.train.engine_server import ServerEngine
+from sandlot.train.forms import file_before
 from sandlot.train.gguf_file import Kind
 from sandlot.train.sources import Tasks, open_tasks
 from sandlot.train.weights import load_values
 
-FORMS = ("adapter", "hf", "gguf")
 UNTRAINED = "untrained"
 """In place of a checkpoint's name: the model as the run began with it."""
 
@@ -120,13 +119,7 @@ def write(
     Raises:
         ConfigError: the form does not suit the run. ExportError: it cannot be written.
     """
-    if form not in FORMS:
-        raise unknown_name("form of a trained model", form, FORMS)
-    if form == "adapter" and config.model.lora is None:
-        raise ConfigError(
-            "the run trained whole weights, not an adapter (model.lora); write --to hf or --to gguf"
-        )
-    below = None if form == "hf" else base or base_of(config)
+    below = file_before(config, form, base)
     policy = build_policy(config, _tasks_of(config, note), note)
     put_checkpoint(policy.model, directory, name)
     if form == "adapter":
@@ -148,23 +141,6 @@ def _tasks_of(config: TrainConfig, note: Note) -> Tasks | None:
     if config.model.random is None:
         return None
     return open_tasks(config.tasks.train, cache=resolve({}).cache_dir, note=note)
-
-
-def base_of(config: TrainConfig) -> Path:
-    """The GGUF file that a run began with.
-
-    Raises:
-        ConfigError: it began with something else.
-    """
-    if config.model.source == "local":
-        return bundled_weights()
-    path = Path(config.model.source)
-    if path.suffix != ".gguf":
-        raise ConfigError(
-            f"the run began with {config.model.source}, which is no GGUF file; name one of the "
-            "same model with --base FILE.gguf"
-        )
-    return path
 
 
 def _write_adapter(
