@@ -24,8 +24,12 @@ import pytest
 
 from sandbox.backends import REQUIRED, image_cache
 from sandlot.core.errors import ImageError
+from sandlot.sandbox import engine
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, opened
+from sandlot.sandbox.engine_api import EngineClient
+from sandlot.sandbox.engine_container import EngineFacts
+from sandlot.sandbox.engine_host import ask_facts
 from sandlot.sandbox.images import ImageStore
 from sandlot.sandbox.policy import Policy
 from sandlot.sandbox.registry import open_sandbox
@@ -119,8 +123,29 @@ def podman_maker(service: PodmanService, state: Path, image: str) -> MakeSandbox
 def podman_service() -> Iterator[PodmanService]:
     if shutil.which("podman") is None and not REQUIRED:
         pytest.skip("podman is not installed")
-    with private_podman() as service:
+    with private_podman() as service, asked_once(service):
         yield service
+
+
+@contextmanager
+def asked_once(service: PodmanService) -> Iterator[None]:
+    """What this service says of itself, kept for all tests; any other engine is asked as ever.
+
+    An event loop asks once, and each test has a loop of its own. Before it answers, Podman asks the
+    package manager whose its helpers are, which takes about as long as a container's whole life.
+    """
+    known: dict[str, tuple[EngineFacts, str]] = {}
+
+    async def ask(client: EngineClient, backend: str) -> tuple[EngineFacts, str]:
+        if client.address.text != service.address:
+            return await ask_facts(client, backend)
+        if backend not in known:
+            known[backend] = await ask_facts(client, backend)
+        return known[backend]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "ask_facts", ask)
+        yield
 
 
 @pytest.fixture(scope="session")
