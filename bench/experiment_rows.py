@@ -56,14 +56,19 @@ async def fake_server(work: Path, delay_s: float) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def rollouts(place: Place, work: Path, n: int, published: Path | None = None) -> list[Row]:
-    """`n` rollouts at once. `published` is the Python of a venv that holds the package."""
+async def rollouts(
+    place: Place, work: Path, n: int, published: Path | None = None, delay_s: float = DELAY_S
+) -> list[Row]:
+    """`n` rollouts at once, behind a server that thinks for `delay_s` at each turn.
+
+    `published` is the Python of a venv that holds the package.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rollouts-", dir=work))
-    async with fake_server(folder, DELAY_S) as url:
-        told, memory = await _harness(url, n, folder, place.image)
+    ideal_s = TURNS * delay_s
+    async with fake_server(folder, delay_s) as url:
+        told, memory = await _harness(url, n, folder, place.image, ideal_s)
     async with fake_server(folder, 0.0) as url:
         peer = None if published is None else await asyncio.to_thread(_peer, published, url)
-    ideal_s = TURNS * DELAY_S
     share = ideal_s / told["wall_s"]
     detail = {
         "wall_s": round(told["wall_s"], 2),
@@ -106,14 +111,16 @@ def _row(name: str, value: Sample, mark: str, met: bool, detail: dict[str, Any])
     return Row(name, value, None, "", mark, met, None, detail)
 
 
-async def _harness(url: str, n: int, folder: Path, image: str) -> tuple[dict[str, Any], int]:
+async def _harness(
+    url: str, n: int, folder: Path, image: str, ideal_s: float
+) -> tuple[dict[str, Any], int]:
     """What the harness tells of itself, and the most memory that was seen below it."""
     words = [sys.executable, __file__, url, str(n), str(folder), image]
     process = await asyncio.create_subprocess_exec(
         *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     seen: list[int] = []
-    reading = asyncio.create_task(_read_memory(process.pid, seen))
+    reading = asyncio.create_task(_read_memory(process.pid, ideal_s, seen))
     out, err = await process.communicate()
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
@@ -122,10 +129,10 @@ async def _harness(url: str, n: int, folder: Path, image: str) -> tuple[dict[str
     return json.loads(out.splitlines()[-1]), max(seen, default=0)
 
 
-async def _read_memory(pid: int, seen: list[int]) -> None:
+async def _read_memory(pid: int, ideal_s: float, seen: list[int]) -> None:
     """Only three times, at the middle of the run and after: reading takes the run's own time."""
     for part in (0.5, 0.25, 0.2):
-        await asyncio.sleep(part * TURNS * DELAY_S)
+        await asyncio.sleep(part * ideal_s)
         seen.append(await asyncio.to_thread(_memory_below, pid))
 
 

@@ -57,7 +57,9 @@ def rows(
         "containers": lambda: container_rows.containers(place, n),
     }
     found |= {
-        "rollouts": lambda: experiment_rows.rollouts(place, work, 200 if install else 20, None),
+        "rollouts": lambda: experiment_rows.rollouts(
+            place, work, 200 if install else 20, None, experiment_rows.DELAY_S if install else 0.5
+        ),
         "scoring": lambda: experiment_rows.scoring(work, 10_000 if install else 500),
         "long-context": lambda: long_context_rows.long_context(place, work, min(n, 3)),
         "resume": lambda: resume_rows.resume(work, 50 if install else 3),
