@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from sandlot.scoring.files_page_child import BROWSERS
+from sandlot.train.config import load_config
 from sandlot.train.directory import TrainDirectory
 from sandlot.train.records import read_records
 
@@ -131,6 +133,39 @@ def test_without_the_extra_the_message_says_what_to_install(train: Train, folder
     assert done.returncode == 2
     assert "torch is not installed" in done.stderr
     assert "pip install 'sandlot[train]'" in done.stderr
+
+
+@torch_here
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("adapter", "trained whole weights, not an adapter"),
+        ("onnx", "form of a trained model 'onnx' is not known"),
+        ("gguf", "name one of the same model with --base FILE.gguf"),
+    ],
+)
+def test_a_form_that_does_not_suit_a_run_is_refused_before_torch_is_loaded(
+    tmp_path: Path, form: str, said: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    config = load_config(tmp_path / "tiny.toml")
+    directory = TrainDirectory.create(tmp_path / "runs", config, {}, datetime.now(UTC))
+    code = (
+        "import atexit, sys\nfrom sandlot.cli.main import main\n"
+        "atexit.register(lambda: print({'torch', 'transformers'} & set(sys.modules)))\nmain()"
+    )
+    words = ("train", "export", str(directory.path), "--to", form, "--out", "nothing")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == "set()\n"
 
 
 # --- a whole run -------------------------------------------------------------------------------
