@@ -525,7 +525,6 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
         for name, each in _sources(config).items()
         if (each.set is None) == (each.generator is None)
     ]
-    evaluate = config.evaluate
     warm = config.warmstart
     return [
         (bool(unclear), f"{', '.join(unclear)}: name either a set or a generator"),
@@ -603,12 +602,7 @@ def _contradictions(config: TrainConfig) -> list[tuple[bool, str]]:
             "train.steps is 0 and there is no warmstart: nothing to do",
         ),
         (
-            any(mode not in ("sandbox", "llm") for mode in evaluate.modes),
+            any(mode not in ("sandbox", "llm") for mode in config.evaluate.modes),
             "evaluate.modes may hold 'sandbox' and 'llm'",
-        ),
-        (
-            bool(config.tasks.evaluate) and not (evaluate.modes and evaluate.temperatures),
-            "evaluate.modes or evaluate.temperatures is empty, so no held-out set of "
-            "tasks.evaluate would be played: leave the sets out, or name a mode and a temperature",
         ),
     ]
