@@ -244,8 +244,11 @@ def scene_of_episode(
 def _episode(bench: BenchDirectory, stem: str) -> Episode:
     stems = {episode.stem: episode for episode in bench.episodes()}
     if stem not in stems:
-        some = ", ".join([*stems][:4]) or "none"
-        raise ConfigError(f"{bench.path} has no episode {stem!r} (it has {len(stems)}: {some} …)")
+        some = ", ".join(sorted(stems)[:4]) or "none"
+        more = " …" if len(stems) > 4 else ""
+        raise ConfigError(
+            f"{bench.path} has no episode {stem!r} (it has {len(stems)}: {some}{more})"
+        )
     return stems[stem]
 
 
