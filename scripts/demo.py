@@ -125,7 +125,7 @@ WHO = """SmolLM2-135M-Instruct: 135 million parameters, on this machine's proces
              with an adapter that `sandlot train recipes/smollm2.toml` made: it learned by its
              own attempts, rewarded by right answers alone, to use the computer for errands."""
 KINDS = """errands of these kinds: multiply; look a value up in files; count lines with a word,
-words, distinct lines or files with a word; sort words or numbers; sums, maxima and columns; a line
+words, distinct lines or files with a word; sort words or numbers; sums and columns; a line
 by its number; the day after so many days; lines joined by commas or reversed;"""
 
 
