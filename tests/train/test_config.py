@@ -134,7 +134,8 @@ def test_an_adapter_is_not_laid_over_weights_that_trl_has_merged() -> None:
 def test_an_empty_list_plays_no_evaluation(name: str) -> None:
     table = with_value(name, [])
     table["tasks"] |= {"evaluate": {"a": {"generator": "errands"}}}
-    read_config(table, "mine.toml")
+    found = read_config(table, "mine.toml").evaluate
+    assert not getattr(found, name.partition(".")[2])
 
 
 @pytest.mark.parametrize("missing", ["name", "model", "tasks"])

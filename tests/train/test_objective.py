@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `train` (torch)")
 
 from sandlot.core.errors import ConfigError  # noqa: E402
 from sandlot.core.tokens import TokenRow  # noqa: E402
+from sandlot.train.base import Episode  # noqa: E402
+from sandlot.train.curves import step_figures  # noqa: E402
 from sandlot.train.objective import (  # noqa: E402
     Batch,
     batches,
@@ -372,3 +374,13 @@ def test_a_batch_moves_as_a_whole() -> None:
     moved = pad(ROWS).to("cpu")
     assert isinstance(moved, Batch)
     assert moved.ids.device.type == "cpu"
+
+
+def test_the_figures_of_a_step_leave_out_the_means_of_no_rollout_at_all() -> None:
+    lost = [Episode("g", "t", (), None, "sandbox died") for _ in range(2)]
+    found = step_figures(lost, group_advantages(["g"] * 2, [None] * 2))
+    assert (found["scored"], found["missing"]) == (0, 2)
+    assert not {"reward", "turns", "tokens", "submitted"} & set(found)
+    worth = [*lost, Episode("g", "t", (), 0.0, figures={"turns": 3.0})]
+    found = step_figures(worth, group_advantages(["g"] * 3, [None, None, 0.0]))
+    assert (found["reward"], found["turns"]) == (0.0, 3.0)

@@ -104,8 +104,7 @@ class Driver:
         engine, rollout = self.parts.engine, self.config.rollout
         if not isinstance(engine, ServerEngine) or not self.config.train.steps:
             return
-        draw = Draw(1, frozenset(), rollout.temperature, rollout.top_p, rollout.top_k)
-        if not engine.reports_logprobs_of(draw):
+        if not engine.reports_logprobs_of(Draw(1, frozenset(), rollout.temperature)):
             raise ConfigError(
                 f"rollouts at temperature {rollout.temperature:g}: the server gives other log "
                 "probabilities than those it draws under. Draw at temperature 1, or start vLLM "
