@@ -19,7 +19,7 @@ from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, canary, opened, untouched
 from sandlot.sandbox.policy import MIB, Mount
 
-from .attack import python, tiny_policy, usable
+from .attack import comes_true, python, tiny_policy, until_said, usable
 
 pytestmark = pytest.mark.sandbox
 
@@ -320,11 +320,10 @@ async def test_the_machines_one_count_of_asynchronous_requests_is_not_used_up(
     count = Path("/proc/sys/fs/aio-nr")
     before = int(count.read_text())
     async with opened(make_box, tiny_policy(memory_bytes=128 * MIB)) as box:
-        tried = await box.exec(f"{python(grab)} > held 2>&1 & sleep 1; cat held")
+        tried = await box.exec(until_said(python(grab)), 15)
         assert tried.stdout == "tried\n"
         assert int(count.read_text()) - before < 8_000
-    await asyncio.sleep(0.2)
-    assert int(count.read_text()) <= before + 500
+    assert await comes_true(lambda: int(count.read_text()) <= before + 500)
 
 
 async def test_a_lease_on_a_mounted_file_does_not_hold_up_the_host(
@@ -343,7 +342,7 @@ async def test_a_lease_on_a_mounted_file_does_not_hold_up_the_host(
     policy = tiny_policy(memory_bytes=128 * MIB)
     policy = replace(policy, mounts=(Mount(str(tmp_path), "/mnt/in"),))
     async with opened(make_box, policy) as box:
-        said = await box.exec(f"{python(take)} > said 2>&1 & sleep 1; cat said")
+        said = await box.exec(until_said(python(take)), 15)
         os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))  # EAGAIN where a lease is in the way
         assert said.stdout == "refused\n"
 
@@ -356,7 +355,7 @@ async def test_terminals_made_inside_are_given_back(make_box: MakeSandbox) -> No
     count = Path("/proc/sys/kernel/pty/nr")
     before = int(count.read_text())
     async with opened(make_box, tiny_policy(memory_bytes=128 * MIB)) as box:
-        await box.exec(f"{python(grab)} > held 2>&1 & sleep 1; cat held")
+        held = await box.exec(until_said(python(grab)), 15)
+        assert int(held.stdout) > 0
         assert int(count.read_text()) - before <= 256
-    await asyncio.sleep(0.2)
-    assert int(count.read_text()) <= before + 8
+    assert await comes_true(lambda: int(count.read_text()) <= before + 8)

@@ -20,7 +20,7 @@ from sandlot.sandbox.contract import MakeSandbox, opened, small_policy
 from sandlot.sandbox.egress import ProxyLimits
 from sandlot.sandbox.policy import Limits, Network, NetworkMode, Policy
 
-from .attack import python, tiny_policy, usable
+from .attack import comes_true, python, tiny_policy, until_said, usable
 
 ALLOWED = Network(NetworkMode.ALLOW, hosts=("good.example", "*.wild.example"))
 
@@ -198,13 +198,13 @@ async def test_idle_connections_to_the_proxy_do_not_use_up_the_harness(
     )
     before = len(os.listdir("/proc/self/fd"))
     async with opened(make_box, policy) as box:
-        await box.exec(f"{python(hold)} > held 2>&1 & sleep 1.5; cat held")
+        held = await box.exec(until_said(python(hold)), 20)
+        assert int(held.stdout) > 0
         assert len(os.listdir("/proc/self/fd")) - before < 350
         async with opened(make_box, small_policy()) as other:
             await usable(other)
         await usable(box)
-    await asyncio.sleep(0.1)
-    assert len(os.listdir("/proc/self/fd")) <= before + 8
+    assert await comes_true(lambda: len(os.listdir("/proc/self/fd")) <= before + 8)
 
 
 # --- Names, at the proxy --------------------------------------------------------------------------

@@ -205,8 +205,9 @@ async def test_processes_that_ignore_everything_end_with_the_sandbox(
 async def test_a_neighbour_is_neither_seen_nor_signalled(make_box: MakeSandbox) -> None:
     async with tiny(make_box) as one, tiny(make_box) as other:
         await one.exec("(while :; do echo x >> beat; sleep 0.05; done) >/dev/null 2>&1 &")
+        await one.exec("until [ -s beat ]; do sleep 0.05; done", 15)  # it begins after the answer
         with contextlib.suppress(SandboxDied):
             await other.exec("for p in {2..400}; do kill -9 $p; done 2>/dev/null; kill -9 -1")
         before = (await one.stat("beat")).size_bytes
-        await asyncio.sleep(0.5)
-        assert (await one.stat("beat")).size_bytes > before
+        waiting = f"until [ $(stat -c %s beat) -gt {before} ]; do sleep 0.05; done; echo alive"
+        assert (await one.exec(waiting, 15)).stdout == "alive\n"

@@ -116,10 +116,11 @@ async def test_signals_from_inside_do_not_end_the_guest(box: GuestSandbox) -> No
 
 @pytest.mark.sandbox
 async def test_orphans_are_reaped(box: GuestSandbox) -> None:
-    await box.exec("for n in $(seq 30); do ( setsid sleep 0.05 & ); done")
-    await asyncio.sleep(0.4)
-    found = await box.exec("grep -l '^State:.Z' /proc/[0-9]*/status | wc -l")
-    assert found.stdout == "0\n"
+    await box.exec("for n in $(seq 30); do ( setsid sh -c 'sleep 0.05; echo >> ended' & ); done")
+    zombies = "grep -l '^State:.Z' /proc/[0-9]*/status"
+    line = f"until [ $(wc -l < ended) = 30 ]; do :; done; while {zombies}; do :; done; echo none"
+    found = await box.exec(f"touch ended; {line}", 15)
+    assert found.stdout.endswith("none\n")
 
 
 @pytest.mark.sandbox
@@ -371,8 +372,8 @@ async def test_what_was_held_still_for_packing_goes_on(box: GuestSandbox, tmp_pa
     await box.exec("echo x > beat; while :; do echo x >> beat; sleep 0.01; done &")
     await box.session.pack(["/testbed"], tmp_path / "tree")
     size = (await box.stat("beat")).size_bytes
-    await asyncio.sleep(0.3)
-    assert (await box.stat("beat")).size_bytes > size
+    waiting = f"until [ $(stat -c %s beat) -gt {size} ]; do sleep 0.01; done; echo alive"
+    assert (await box.exec(waiting, 15)).stdout == "alive\n"
 
 
 @pytest.mark.sandbox
