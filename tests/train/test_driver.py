@@ -318,6 +318,26 @@ async def test_records_of_a_model_with_other_tokens_are_refused(tmp_path: Path, 
     await driver.parts.close()
 
 
+@pytest.mark.parametrize(("least", "kept"), [(None, 3), (-1.0, 2), (0.0, 2), (0.5, 1)])
+async def test_a_rollout_without_a_reward_passes_no_bound(
+    tmp_path: Path, least: float | None, kept: int
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    lines = [json.loads(line_of_ids([1, 2, 3], [0, 1, 1])) for _ in range(3)]
+    for line, reward in zip(lines, (1.0, 0.0, None), strict=True):
+        line["reward"] = reward
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said: list[str] = []
+    driver = with_rows(tmp_path, file, said)
+    assert driver.config.warmstart is not None
+    rows = await driver._warm_rows(replace(driver.config.warmstart, min_reward=least))
+    await driver.parts.close()
+    assert len(rows["rows"]) == kept
+    left = f"{3 - kept} rollouts were left out" if kept < 3 else ""
+    assert left in "".join(said)
+    assert bool(said) == (kept < 3)
+
+
 def with_rows(folder: Path, file: Path, said: list[str]) -> Driver:
     config = tiny_config(warmstart__rows=str(file), warmstart__stages=[])
     assert config.warmstart is not None

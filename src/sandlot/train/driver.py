@@ -197,12 +197,14 @@ class Driver:
             kind: _rows_of(each, self.note) for kind, each in (await self._played(warm)).items()
         }
         if warm.rows is not None:
-            recorded = [
-                each
-                for each in read_rollouts(Path(warm.rows), self.parts.policy.chat)
-                if warm.min_reward is None or (each.reward or 0.0) >= warm.min_reward
-            ]
-            rows["rows"] = self._learnable(_rows_of(recorded, self.note), warm.rows)
+            recorded = list(read_rollouts(Path(warm.rows), self.parts.policy.chat))
+            good = [each for each in recorded if _worth(each, warm.min_reward)]
+            if len(good) < len(recorded):
+                self.note(
+                    f"{warm.rows}: {len(recorded) - len(good)} rollouts were left out, worth less "
+                    f"than {warm.min_reward:g} or without a reward"
+                )
+            rows["rows"] = self._learnable(_rows_of(good, self.note), warm.rows)
         rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
         if not any(rows.values()):
             raise ConfigError("the warm start has no rows to learn from")
@@ -480,6 +482,13 @@ def driver_of(config: TrainConfig, parts: Parts, directory: TrainDirectory, note
     from sandlot.train.trl_driver import TrlDriver
 
     return TrlDriver(config, parts, directory, note)
+
+
+def _worth(episode: Episode, min_reward: float | None) -> bool:
+    """A missing reward is no reward of 0: it passes no bound, not even a negative one."""
+    if min_reward is None:
+        return True
+    return episode.reward is not None and episode.reward >= min_reward
 
 
 def _rows_of(episodes: Sequence[Episode], note: Note) -> list[TokenRow]:
