@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -907,6 +908,24 @@ def test_sources_that_are_not_there_or_hold_nothing_are_refused(tmp_path: Path) 
     (tmp_path / "rows.txt").write_text("x")
     with pytest.raises(InputError, match="files of problems are"):
         made(tmp_path / "rows.txt")
+
+
+def test_a_folder_inside_that_cannot_be_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of it would be missing without a word; one that goes away meanwhile is the same."""
+    jsonl(tmp_path, seed_row(1))
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str | os.PathLike[str]) -> Iterator[os.DirEntry[str]]:
+        if os.fspath(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"locked: cannot be read: Permission denied"):
+        build([tmp_path], tmp_path / "out.jsonl")
 
 
 @pytest.mark.parametrize("room", [0, 4096, 60_000])

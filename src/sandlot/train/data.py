@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -173,10 +174,20 @@ def source_files(sources: Sequence[Path]) -> tuple[SourceFile, ...]:
 
 
 def _below(folder: Path) -> Iterator[SourceFile]:
-    """The files of a folder in the order of their names; shards of one folder are one set."""
+    """The files of a folder in the order of their names; shards of one folder are one set.
+
+    A folder inside that cannot be read is an error: rows of it would be missing without a word.
+    """
+
+    def unreadable(exc: OSError) -> None:
+        raise InputError(f"{exc.filename}: cannot be read: {exc.strerror}") from exc
+
+    paths = (
+        Path(at, name) for at, _, names in os.walk(folder, onerror=unreadable) for name in names
+    )
     named = {
         f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}": path
-        for path in folder.rglob("*")
+        for path in paths
         if path.suffix.lower() in SUFFIXES and path.is_file()
     }
     for name in sorted(named):
