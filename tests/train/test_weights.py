@@ -1,16 +1,23 @@
-"""The optimiser's 32-bit masters, and what it does with a gradient that is no number."""
+"""Models as they are found on disk, and the optimiser's 32-bit masters."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `train` (torch)")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tiny_run import tiny_config, tiny_parts  # noqa: E402
+
 from sandlot.core.errors import InputError, ModelError  # noqa: E402
-from sandlot.train.weights import MasterAdamW, load_values, trainable  # noqa: E402
+from sandlot.train.export import write_hf  # noqa: E402
+from sandlot.train.weights import MasterAdamW, load_base, load_values, trainable  # noqa: E402
 
 
 def small() -> Any:
@@ -66,3 +73,42 @@ def test_values_of_another_model_are_refused_by_name() -> None:
         load_values(layer, {"bias": torch.zeros(2)})
     with pytest.raises(InputError, match=r"weight has shape \(1,\); the model's has \(2, 3\)"):
         load_values(layer, {"weight": torch.zeros(1)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole model in the hub's layout."""
+    parts = tiny_parts(tiny_config())
+    write_hf(parts.policy.model, parts.policy.tokenizer, tmp_path / "model")
+    asyncio.run(parts.close())
+    load_base(str(tmp_path / "model"), note=print)  # it is whole
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 5000, None])
+def test_a_damaged_file_of_weights_is_an_error_that_names_it(
+    folder: Path, content: bytes | None
+) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(InputError, match=r"model .*model: cannot be loaded: .*header"):
+        load_base(str(folder), note=print)
+
+
+def test_a_model_of_which_weights_are_missing_is_refused(folder: Path) -> None:
+    """transformers would draw them at random and say so where nobody looks."""
+    file = folder / "model.safetensors"
+    values = load_file(file)
+    gone = next(name for name in values if "mlp" in name)
+    del values[gone]
+    save_file(values, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"1 of its weights are not in its files: {gone}"):
+        load_base(str(folder), note=print)
+
+
+def test_weights_of_another_shape_than_the_config_says_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"another shape than its config\.json says: .*mlp.* is "):
+        load_base(str(folder), note=print)

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from sandlot.cli import options, train_after
 from sandlot.cli.outcome import Interrupted, drive, say
-from sandlot.core.errors import ConfigError, MissingExtra
+from sandlot.core.errors import ConfigError, MissingExtra, SandlotError
 
 if TYPE_CHECKING:
     from sandlot.cli.train_view import SilentTrainView
@@ -240,15 +240,22 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
     where: list[TrainDirectory] = []
     try:
         drive(lambda: _train(asked, prepared, settings, view, where.append))
-    except Interrupted:
+    except (Interrupted, SandlotError):
         view.close()
-        for each in where:
-            say(f"the newest checkpoint stays; go on with: sandlot train --resume {each.path}")
+        for each in () if rank else where:
+            kept = "the newest checkpoint stays" if has_checkpoint(each) else "no checkpoint yet"
+            say(f"{kept}; go on with: sandlot train --resume {each.path}")
         raise
     finally:
         view.close()
     if not rank:
         show_end(where[0], as_json=as_json, quiet=settings.display == "none")
+
+
+def has_checkpoint(directory: TrainDirectory) -> bool:
+    from sandlot.train.checkpoint import newest
+
+    return newest(directory.checkpoints) is not None
 
 
 def rank_among_processes(config: TrainConfig) -> int:
@@ -305,9 +312,9 @@ async def _train(
 
             directory = await asyncio.to_thread(among_processes, directory)
         assert directory is not None
-        opened(directory)
         with directory.alone():
             directory.adopt(config, made)
+            opened(directory)
             view.note(f"run: {directory.path}")
             directory.told = view.told
             await driver_of(config, parts, directory, view.note).run()

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sandlot.core.errors import InputError, RecordError
 
 _STATE, _WEIGHTS, _OPTIMISER = "state.json", "weights.safetensors", "optimiser.pt"
 _PREFIX, _DRAFT = "step-", ".draft-"
+_FULL_BYTES = 64 << 10  # what is left of a disk that has just refused to take more
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,9 @@ def save(
         draft.rename(final)
         _to_disk(folder)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        # A full disk has another name in each library.
+        why = _why(error, folder, draft)
         shutil.rmtree(draft, ignore_errors=True)
-        raise RecordError(f"checkpoint {final} could not be written: {error}") from error
+        raise RecordError(f"checkpoint {final} could not be written: {why}") from error
     saved = Checkpoint(final, phase, step)
     earlier = [each for each in _all(folder) if _age(each) <= _age(saved)]
     later = [each for each in _all(folder) if _age(each) > _age(saved)]
@@ -115,6 +117,15 @@ def named(folder: Path, name: str) -> Checkpoint:
     if not _whole(found[name]):
         raise InputError(f"checkpoint {found[name].path} was damaged since it was written")
     return found[name]
+
+
+def _why(error: Exception, folder: Path, draft: Path) -> str:
+    """A full disk has another name in each library, and none where torch writes."""
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < _FULL_BYTES:
+            written = sum(file.stat().st_size for file in draft.iterdir())
+            return f"the disk is full ({written:,} bytes of it found room)"
+    return str(error)
 
 
 def _all(folder: Path) -> list[Checkpoint]:

@@ -37,6 +37,7 @@ def load_base(source: str, *, dtype: str = "float32", note: Note) -> tuple[Any, 
         ConfigError: no such source, or an unknown type of numbers.
         InputError: a folder or file that cannot be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if dtype not in DTYPES:
@@ -50,13 +51,40 @@ def load_base(source: str, *, dtype: str = "float32", note: Note) -> tuple[Any, 
         where["gguf_file"] = path.name
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **where)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, **where)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **where,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {path}: cannot be loaded: {error}") from error
+    model, loaded = found
+    _check_whole(path, loaded)
     # A dequantised model calls itself quantised and then refuses to be saved.
     model.config.__dict__.pop("quantization_config", None)
     vars(model).update(is_quantized=False, hf_quantizer=None)
     return model.to(DTYPES[dtype]), tokenizer
+
+
+def _check_whole(path: Path, loaded: Mapping[str, Any]) -> None:
+    """transformers draws what a file lacks at random and goes on.
+
+    Raises:
+        InputError: weights that are not there, or of another shape than the config says.
+    """
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(
+            f"model {path}: {len(missing)} of its weights are not in its files: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        )
+    if odd := sorted(loaded["mismatched_keys"]):
+        name, found, wanted = odd[0]
+        raise InputError(
+            f"model {path}: {len(odd)} of its weights have another shape than its config.json "
+            f"says: {name} is {'×'.join(map(str, found))}, not {'×'.join(map(str, wanted))}"
+        )
 
 
 def _path_of(source: str) -> Path:
@@ -183,7 +211,7 @@ class MasterAdamW:
         if not torch.isfinite(norm):
             raise ModelError(
                 "the gradient is no number any more: lower the rate, or train in float32 or "
-                "bfloat16; the newest checkpoint is from before"
+                "bfloat16"
             )
         for group in self.adam.param_groups:
             group["lr"] = lr
