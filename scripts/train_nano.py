@@ -1,15 +1,18 @@
-"""Run recipes/nano.toml and hold it to its marks: train_nano.py [SEED …] [--coin]
+"""Run recipes/nano.toml and hold it to its marks: train_nano.py [SEED …] [--coin] [--record FILE]
 
-With --coin also the control, whose rewards are coin flips: it must not learn. Ends with 1 where a
-mark is missed. Set up by `make train-nano` and `make test-long`.
+With --coin also the control, whose rewards are coin flips: it must not learn. FILE gets a line of
+figures for each run. Ends with 1 where a mark is missed. Set up by `make train-nano` and
+`make test-long`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,23 @@ def learned_from_coins(run: Path) -> list[str]:
     return [f"coin flips taught it: {gain:+.3f}"] if gain > NO_GAIN else []
 
 
-def told(name: str, run: Path, wrong: list[str]) -> bool:
+def figures_of(name: str, run: Path, wrong: list[str]) -> dict[str, Any]:
+    """What a run came to, with its machine and commit."""
+    before, after = held_out(run)
+    manifest = json.loads((run / "manifest.json").read_text("utf-8"))
+    return {
+        "run": name,
+        "seed": manifest["config"]["seed"],
+        "commit": manifest["commit"],
+        "machine": manifest["machine"],
+        "before": before,
+        "after": after,
+        "gap_max": greatest_gap(run),
+        "missed": wrong,
+    }
+
+
+def told(name: str, run: Path, wrong: list[str]) -> None:
     before, after = held_out(run)
     print(
         f"{name}: held-out reward {before['reward']:.3f} -> {after['reward']:.3f}, turns "
@@ -79,21 +98,33 @@ def told(name: str, run: Path, wrong: list[str]) -> bool:
         f"{'; '.join(wrong) or 'as it should be'}",
         flush=True,
     )
-    return not wrong
 
 
-def main(arguments: list[str]) -> int:
-    seeds = [int(word) for word in arguments if word != "--coin"] or [1]
+def main() -> int:
+    asked = argparse.ArgumentParser()
+    asked.add_argument("seeds", type=int, nargs="*")
+    asked.add_argument("--coin", action="store_true")
+    asked.add_argument("--record", type=Path)
+    words = asked.parse_args()
+    seeds = words.seeds or [1]
+    good = True
     with tempfile.TemporaryDirectory(prefix="sandlot-nano-") as folder:
-        good = []
+
+        def tried(name: str, judged: Callable[[Path], list[str]], seed: int, *changes: str) -> bool:
+            run = train(seed, Path(folder), *changes)
+            wrong = judged(run)
+            told(name, run, wrong)
+            if words.record is not None:
+                with words.record.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(figures_of(name, run, wrong)) + "\n")
+            return not wrong
+
         for seed in seeds:
-            run = train(seed, Path(folder))
-            good.append(told(f"seed {seed}", run, missed(run)))
-        if "--coin" in arguments:
-            run = train(seeds[0], Path(folder), "rollout.reward=coin")
-            good.append(told("coin flips", run, learned_from_coins(run)))
-    return 0 if all(good) else 1
+            good &= tried(f"seed {seed}", missed, seed)
+        if words.coin:
+            good &= tried("coin flips", learned_from_coins, seeds[0], "rollout.reward=coin")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
