@@ -328,12 +328,12 @@ async def test_sets_of_one_name_are_refused(tmp_path: Path) -> None:
 async def test_a_server_that_is_overrun_is_asked_by_fewer_and_waiting_is_not_model_time(
     tmp_path: Path,
 ) -> None:
-    asked = 0
+    refused: set[bytes] = set()
 
     def answer(request: FakeRequest) -> Status | dict[str, object]:
-        nonlocal asked
-        asked += 1
-        if asked <= 6:
+        """The first six tasks are refused once each, in whatever order their retries come."""
+        if len(refused) < 6 and request.body not in refused:
+            refused.add(request.body)
             return Status(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.2"})
         return reply("ANSWER: 42")
 
@@ -345,7 +345,8 @@ async def test_a_server_that_is_overrun_is_asked_by_fewer_and_waiting_is_not_mod
         directory = await experiment.run()
         await model.close()
     assert set(values(directory).values()) == {1.0}
-    assert min(state.limit for state in experiment.states) == 3
+    # It is told now and then, and three replies in a row without a wait add one again.
+    assert min(state.limit for state in experiment.states) <= 4
     waited = [r.meters.waiting_s for r in directory.episodes().values() if r.meters.waiting_s > 0]
     assert len(waited) == 6
     assert all(seconds >= 0.19 for seconds in waited)
