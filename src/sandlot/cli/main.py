@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, Any
 
@@ -97,10 +96,6 @@ def main() -> None:
             reconfigure(errors="replace")
     try:
         app()
-    except SystemExit as exc:
-        if exc.code == INTERRUPTED:  # Ctrl-C held down breaks off nothing but our own ending now
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody left to tell.
         sys.stderr.close()

@@ -67,8 +67,9 @@ def drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """
     import asyncio
 
+    caught: list[int] = []
+
     async def supervised() -> T:
-        caught: list[int] = []
         task = asyncio.current_task()
         assert task is not None
 
@@ -91,7 +92,14 @@ def drive(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return result
 
     _allow_many_files()
-    return asyncio.run(supervised())
+    try:
+        return asyncio.run(supervised())
+    except (Interrupted, KeyboardInterrupt):
+        # The loop's handlers are gone. Ctrl-C held down would break off what is said at the end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if caught:
+            raise Interrupted(caught[0]) from None
+        raise
 
 
 def _allow_many_files() -> None:

@@ -243,19 +243,14 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
     except (Interrupted, SandlotError):
         view.close()
         for each in () if rank else where:
-            kept = "the newest checkpoint stays" if has_checkpoint(each) else "no checkpoint yet"
+            saved = any(each.checkpoints.glob("step-*"))
+            kept = "the newest checkpoint stays" if saved else "no checkpoint yet"
             say(f"{kept}; go on with: sandlot train --resume {each.path}")
         raise
     finally:
         view.close()
     if not rank:
         show_end(where[0], as_json=as_json, quiet=settings.display == "none")
-
-
-def has_checkpoint(directory: TrainDirectory) -> bool:
-    from sandlot.train.checkpoint import newest
-
-    return newest(directory.checkpoints) is not None
 
 
 def rank_among_processes(config: TrainConfig) -> int:
