@@ -64,6 +64,7 @@ ESCAPES = {
 # What the view itself sends: colours, the cursor of its moving line, and erasing that line.
 _OURS = re.compile(rb"\x1b\[(?:[0-9;]*m|\?25[lh]|2K|1A|[0-9]*G)")
 _HOSTILE = re.compile(rb"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
+_LAST = b"\0the last byte\0"
 _UNSEEN = re.compile("[\x80-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]")
 
 
@@ -71,12 +72,15 @@ _UNSEEN = re.compile("[\x80-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\U000e000
 def on_a_terminal(display: str) -> Iterator[tuple[View, bytearray]]:
     """A view on a pseudo-terminal, and the bytes that the terminal was sent."""
     ours, theirs = pty.openpty()
+    # What was written just before the last of its ends is closed may be lost on the way, so this
+    # one stays open until the reader has seen the last byte.
+    held = os.dup(theirs)
     sent = bytearray()
 
     def drain() -> None:
-        with contextlib.suppress(OSError):  # EIO: the other end is closed
-            while data := os.read(ours, 65536):
-                sent.extend(data)
+        while not sent.endswith(_LAST):
+            sent.extend(os.read(ours, 65536))
+        del sent[-len(_LAST) :]
 
     reader = threading.Thread(target=drain)
     reader.start()
@@ -87,7 +91,9 @@ def on_a_terminal(display: str) -> Iterator[tuple[View, bytearray]]:
     finally:
         view.close()
         out.close()
-        reader.join(10)
+        os.write(held, _LAST)
+        reader.join()
+        os.close(held)
         os.close(ours)
 
 
