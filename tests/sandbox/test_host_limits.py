@@ -20,6 +20,7 @@ from sandlot.core.errors import (
     SandboxDied,
     SandboxUnavailable,
 )
+from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, alive, opened, small_policy
 from sandlot.sandbox.registry import open_sandbox
 
@@ -82,10 +83,16 @@ async def test_an_asked_limit_is_refused_before_an_image_is_built(tmp_path: Path
     assert not said
 
 
+def groups_of(box: Sandbox) -> list[Path]:
+    cgroups = box._host.cgroups  # type: ignore[attr-defined]
+    return [] if cgroups is None else list(cgroups.tops.values())
+
+
 async def test_a_launcher_that_was_killed_costs_its_sandboxes_and_not_the_later_ones(
     bubblewrap: MakeSandbox,
 ) -> None:
     async with opened(bubblewrap) as lost:
+        groups = groups_of(lost)
         os.kill(lost._host.launcher.pid, signal.SIGKILL)  # type: ignore[attr-defined]
         for _ in range(100):
             if not lost._host.launcher.running():  # type: ignore[attr-defined]
@@ -93,12 +100,15 @@ async def test_a_launcher_that_was_killed_costs_its_sandboxes_and_not_the_later_
             await asyncio.sleep(0.02)
         async with opened(bubblewrap) as later:
             await alive(later)
+            assert not any(top.exists() for top in groups)
 
 
 async def test_a_folder_of_leases_that_was_taken_away_costs_no_later_sandbox(
     bubblewrap: MakeSandbox,
 ) -> None:
     async with opened(bubblewrap) as lost:
+        groups = groups_of(lost)
         shutil.rmtree(lost._host.lease_dir)  # type: ignore[attr-defined]
         async with opened(bubblewrap) as later:
             await alive(later)
+            assert not any(top.exists() for top in groups)

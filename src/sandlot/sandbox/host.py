@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,8 +159,10 @@ class BubblewrapHost:
         await self.launcher.close()
         if self._ahead is not None:
             await self._ahead[1].remove()
-        if self.cgroups is not None:
-            self.cgroups.remove()
+        if self.cgroups is not None:  # with those of sandboxes that a dead launcher left unclosed
+            tops = [str(top) for top in self.cgroups.tops.values()]
+            _kill_groups(tops)
+            await _remove_groups(tops)
         shutil.rmtree(self.lease_dir, ignore_errors=True)
         os.close(self.lock)
 
@@ -293,7 +295,7 @@ async def reap(folder: Path) -> list[str]:
         if lease.alive or lease.backend in ("docker", "podman"):
             continue
         killed = _kill_members(lease)
-        await _remove_cgroups(lease)
+        await _remove_groups(lease.cgroups)
         shutil.rmtree(lease.folder, ignore_errors=True)
         removed.append(f"lease {lease.id} of process {lease.pid}: {killed} processes, its folder")
     return removed
@@ -372,18 +374,24 @@ def _kill_members(lease: Lease) -> int:
             if _ticks(data["pid"]) == data["ticks"] != 0:
                 os.kill(data["pid"], signal.SIGKILL)
                 killed += 1
-    for procs in {path for top in lease.cgroups for path in Path(top).glob("**/cgroup.procs")}:
-        with contextlib.suppress(OSError, ProcessLookupError):
+    return killed + _kill_groups(lease.cgroups)
+
+
+def _kill_groups(tops: Sequence[str]) -> int:
+    killed = 0
+    for procs in {path for top in tops for path in Path(top).glob("**/cgroup.procs")}:
+        with contextlib.suppress(OSError):
             for word in procs.read_text().split():
                 os.kill(int(word), signal.SIGKILL)
                 killed += 1
     return killed
 
 
-async def _remove_cgroups(lease: Lease) -> None:
+async def _remove_groups(tops: Sequence[str]) -> None:
+    """Remove the folders; the kernel refuses for a moment while the last process exits."""
     for _ in range(100):
         left = False
-        for top in lease.cgroups:
+        for top in tops:
             for folder, _, _ in os.walk(top, topdown=False):
                 try:
                     os.rmdir(folder)
