@@ -12,7 +12,7 @@ import pytest
 import sandlot
 from sandlot.api import refused_hosts
 from sandlot.core.errors import ConfigError, InputError
-from sandlot.core.events import Event, RolloutStopped
+from sandlot.core.events import Event, ModelCalled, RolloutStopped
 from sandlot.core.store import RunDirectory
 from sandlot.core.types import EgressRecord, StopReason, Task, Trajectory
 from sandlot.models.adapters import Pin, file_digest
@@ -70,10 +70,14 @@ async def test_arun_tells_each_event_as_it_happens(model: str) -> None:
 
 async def test_a_cancelled_arun_keeps_its_record(tmp_path: Path) -> None:
     (tmp_path / "slow.jsonl").write_text('{"text": "late", "delay_s": 60}\n')
-    task = asyncio.create_task(sandlot.arun("x", "scripted:slow.jsonl"))
-    while not list(tmp_path.glob("runs/*/trajectory.jsonl")):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    asked = asyncio.Event()
+
+    def listen(event: Event) -> None:
+        if isinstance(event, ModelCalled):
+            asked.set()
+
+    task = asyncio.create_task(sandlot.arun("x", "scripted:slow.jsonl", on_event=listen))
+    await asked.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

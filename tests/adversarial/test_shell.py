@@ -12,7 +12,7 @@ import pytest
 from sandlot.core.errors import SandboxDied
 from sandlot.sandbox.contract import MakeSandbox
 
-from .attack import marked_processes, tiny, usable, usable_or_dead
+from .attack import comes_true, marked_processes, tiny, usable, usable_or_dead
 
 pytestmark = pytest.mark.sandbox
 
@@ -195,11 +195,7 @@ async def test_processes_that_ignore_everything_end_with_the_sandbox(
         await box.exec(
             f"for i in 1 2 3; do (setsid bash -c \"trap '' TERM HUP INT; sleep {marker}\" &); done"
         )
-    for _ in range(30):
-        if not marked_processes(marker):
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("a process outlived its sandbox")
+    assert await comes_true(lambda: not marked_processes(marker)), "a process outlived its sandbox"
 
 
 async def test_a_neighbour_is_neither_seen_nor_signalled(make_box: MakeSandbox) -> None:

@@ -193,11 +193,12 @@ async def test_a_bug_on_a_node_is_recorded_as_a_crash(tmp_path: Path, cluster: A
 async def test_stopping_winds_the_nodes_up_and_the_run_goes_on_later(
     tmp_path: Path, cluster: Any
 ) -> None:
-    closed = tmp_path / "closed"
+    begun, closed = tmp_path / "begun", tmp_path / "closed"
 
     class Slow(FakeSandbox):
         async def exec(self, command: str, timeout_s: float | None = None, **more: Any) -> Any:
             if not closed.exists():
+                begun.touch()
                 await asyncio.sleep(60)
             return await super().exec(command, timeout_s, **more)
 
@@ -214,9 +215,8 @@ async def test_stopping_winds_the_nodes_up_and_the_run_goes_on_later(
     made = plan(tmp_path, task_set(task("a")), arms="sandbox")
     experiment = OnRay(made, script, box)
     running = asyncio.create_task(experiment.run())
-    while not list((tmp_path / "runs").glob("*/trajectories/*.jsonl")):  # noqa: ASYNC110
+    while not begun.exists():  # noqa: ASYNC110
         await asyncio.sleep(0.1)
-    await asyncio.sleep(3)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -217,7 +217,7 @@ def test_a_run_that_is_killed_goes_on_exactly(
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_its_code_and_says_how_it_goes_on(folder: Path) -> None:
     """A person who holds it down gets the same end as one who taps it."""
-    with begun(folder, "stopped") as (process, directory):
+    with begun(folder, "stopped", "--set", "train.steps=1000") as (process, directory):
         wait_for_steps(process, directory, 1)
         end = time.monotonic() + LIMIT_S
         while process.poll() is None and time.monotonic() < end:
@@ -346,9 +346,9 @@ def test_curves_are_drawn_as_svg_and_where_there_is_a_browser_as_png(
 class begun:  # noqa: N801 - a context manager
     """A run in a process of its own, that nobody waits for."""
 
-    def __init__(self, folder: Path, runs: str) -> None:
+    def __init__(self, folder: Path, runs: str, *more: str) -> None:
         self._folder, self._runs = folder, folder / runs
-        words = command("tiny.toml", "--runs", runs)
+        words = command("tiny.toml", "--runs", runs, *more)
         self._process = subprocess.Popen(
             words,
             cwd=folder,

@@ -59,8 +59,8 @@ class World:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another task is about to do; fails after 3 seconds."""
-    async with asyncio.timeout(3):
+    """Wait for what another task is about to do; fails after 10 seconds."""
+    async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.005)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -56,12 +57,13 @@ async def test_bubblewrap_is_taken_where_it_starts(tmp_path: Path) -> None:
 async def test_a_success_is_remembered_and_costs_less_than_a_millisecond(tmp_path: Path) -> None:
     await Machine().choose(tmp_path)
     machine = Machine(bubblewrap=DENIED)
-    began = time.perf_counter()
-    choices = [await machine.choose(tmp_path) for _ in range(20)]
-    took = (time.perf_counter() - began) / 20
-    assert {choice.backend for choice in choices} == {"bubblewrap"}
+    took = []
+    for _ in range(21):
+        began = time.perf_counter()
+        assert (await machine.choose(tmp_path)).backend == "bubblewrap"
+        took.append(time.perf_counter() - began)
     assert machine.tried == []
-    assert took < 0.001
+    assert statistics.median(took) < 0.001
 
 
 async def test_another_boot_kernel_user_or_program_is_tried_anew(tmp_path: Path) -> None:

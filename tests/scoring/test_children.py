@@ -49,7 +49,7 @@ def double(tools: ScoringTools, tmp_path: Path) -> ScoringTools:
 
 @pytest.fixture
 async def pool(double: ScoringTools) -> AsyncIterator[ChildPool]:
-    pool = ChildPool("helper_double", timeout_s=1.0, size=2, environ=double.environ)
+    pool = ChildPool("helper_double", timeout_s=2.0, size=2, environ=double.environ)
     yield pool
     await pool.close()
 
