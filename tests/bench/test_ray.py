@@ -190,6 +190,37 @@ async def test_a_bug_on_a_node_is_recorded_as_a_crash(tmp_path: Path, cluster: A
     assert all("a bug of ours" in record.stop_detail for record in directory.attempts())
 
 
+def recorded(folder: Path) -> bool:
+    return any(path.stat().st_size for path in folder.glob("runs/*/trajectories/*.jsonl"))
+
+
+async def test_a_run_stopped_before_its_nodes_said_anything_begins_anew(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sandlot.bench.ray_executor import RayExecutor
+    from sandlot.bench.store import BenchDirectory
+
+    asked = asyncio.Event()
+
+    async def nothing(self: RayExecutor, job: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(60)
+        yield
+
+    made = plan(tmp_path, task_set(task("a")), arms="sandbox")
+    with monkeypatch.context() as patch:
+        patch.setattr(RayExecutor, "_sent", nothing)
+        running = asyncio.create_task(OnRay(made).run())
+        await asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    (folder,) = (tmp_path / "runs").iterdir()
+    done = await OnRay(made).run(resume=BenchDirectory.open(folder))
+    assert set(values(done).values()) == {1.0}
+    assert not list(folder.rglob("*.damaged"))
+
+
 async def test_stopping_winds_the_nodes_up_and_the_run_goes_on_later(
     tmp_path: Path, cluster: Any
 ) -> None:
@@ -215,7 +246,7 @@ async def test_stopping_winds_the_nodes_up_and_the_run_goes_on_later(
     made = plan(tmp_path, task_set(task("a")), arms="sandbox")
     experiment = OnRay(made, script, box)
     running = asyncio.create_task(experiment.run())
-    while not begun.exists():  # noqa: ASYNC110
+    while not (begun.exists() and recorded(tmp_path)):  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

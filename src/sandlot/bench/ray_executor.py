@@ -121,7 +121,8 @@ class RayExecutor:
         try:
             return await self._follow(job, recorder, sink)
         except asyncio.CancelledError:
-            if not recorder.stopped:
+            # Before the node's first event there is nothing to stop: the episode begins anew.
+            if not recorder.stopped and job.record.stat().st_size:
                 recorder(RolloutStopped(StopReason.CANCELLED))
             raise
         finally:
