@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,8 +172,9 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_disk_that_fills_leaves_the_last_good_checkpoint(tmp_path: Path, room: int) -> None:
     """Wherever it fills: in the weights, in the optimiser's state, or before any of it."""
     saved(tmp_path, 5)
-    with largest_file(room), pytest.raises(RecordError, match=r"step-train-000010 could not be"):
+    with largest_file(room), pytest.raises(RecordError, match="step-train-000010 could") as told:
         saved(tmp_path, 10, size=8_000)
+    assert "written: a file may not grow that large here (" in str(told.value)
     assert [each.name for each in tmp_path.iterdir()] == ["step-train-000005"]
     assert_holds(checkpoint.newest(tmp_path), 5)
     assert_holds(saved(tmp_path, 11), 11)
@@ -195,6 +198,21 @@ def test_a_full_file_system_leaves_the_last_good_checkpoint(tmp_path: Path) -> N
         assert_holds(saved(tmp_path, 10), 10)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_quota_that_is_used_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root has no quota, so the system's answers are played."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RecordError, match=r"written: the disk quota is used up \("):
+        saved(tmp_path, 5)
 
 
 SAVING_FOR_EVER = textwrap.dedent(

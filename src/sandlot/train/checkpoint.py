@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +20,12 @@ from sandlot.core.errors import InputError, RecordError
 
 _STATE, _WEIGHTS, _OPTIMISER = "state.json", "weights.safetensors", "optimiser.pt"
 _PREFIX, _DRAFT = "step-", ".draft-"
-_FULL_BYTES = 64 << 10  # what is left of a disk that has just refused to take more
+_PROBE_BYTES = 64 << 10  # more than is left where a write has just been refused
+_REFUSALS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not grow that large here",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +127,18 @@ def named(folder: Path, name: str) -> Checkpoint:
 
 
 def _why(error: Exception, folder: Path, draft: Path) -> str:
-    """A full disk has another name in each library, and none where torch writes."""
-    with suppress(OSError):
-        if shutil.disk_usage(folder).free < _FULL_BYTES:
-            written = sum(file.stat().st_size for file in draft.iterdir())
-            return f"the disk is full ({written:,} bytes of it found room)"
+    """A full disk has another name in each library, and none where torch writes: ask the disk."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refused:
+        if refused.errno in _REFUSALS:
+            written = 0
+            with suppress(OSError):
+                written = sum(file.stat().st_size for file in draft.iterdir())
+            return f"{_REFUSALS[refused.errno]} ({written:,} bytes of it found room)"
     return str(error)
 
 
