@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,16 +76,6 @@ def python(code: str) -> str:
 def until_said(command: str, file: str = "said") -> str:
     """A shell line that leaves `command` running and shows the first thing it wrote."""
     return f"{command} > {file} 2>&1 & until [ -s {file} ]; do sleep 0.05; done; cat {file}"
-
-
-async def comes_true(condition: Callable[[], bool], within_s: float = 10.0) -> bool:
-    """Whether something is seen in time; what ends in the kernel ends a moment after its owner."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.02)
-    return True
 
 
 def marked_processes(marker: str) -> list[int]:

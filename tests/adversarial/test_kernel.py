@@ -18,8 +18,9 @@ import pytest
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, canary, opened, untouched
 from sandlot.sandbox.policy import MIB, Mount
+from waiting import comes_true
 
-from .attack import comes_true, python, tiny_policy, until_said, usable
+from .attack import python, tiny_policy, until_said, usable
 
 pytestmark = pytest.mark.sandbox
 

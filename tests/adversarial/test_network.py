@@ -19,8 +19,9 @@ from sandbox.proxy_world import PUBLIC, echo, hello, world
 from sandlot.sandbox.contract import MakeSandbox, opened, small_policy
 from sandlot.sandbox.egress import ProxyLimits
 from sandlot.sandbox.policy import Limits, Network, NetworkMode, Policy
+from waiting import comes_true
 
-from .attack import comes_true, python, tiny_policy, until_said, usable
+from .attack import python, tiny_policy, until_said, usable
 
 ALLOWED = Network(NetworkMode.ALLOW, hosts=("good.example", "*.wild.example"))
 

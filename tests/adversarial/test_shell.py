@@ -11,8 +11,9 @@ import pytest
 
 from sandlot.core.errors import SandboxDied
 from sandlot.sandbox.contract import MakeSandbox
+from waiting import comes_true
 
-from .attack import comes_true, marked_processes, tiny, usable, usable_or_dead
+from .attack import marked_processes, tiny, usable, usable_or_dead
 
 pytestmark = pytest.mark.sandbox
 

@@ -58,13 +58,6 @@ class World:
         return self.proxy.drain_records()
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another task is about to do; fails after 10 seconds."""
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)
-
-
 async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answers an HTTP request with the head that arrived, as the body."""
     head = await reader.readuntil(b"\r\n\r\n")

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from sandlot.sandbox.delegation import (
 from sandlot.sandbox.host import _start_in_scope
 from sandlot.sandbox.meters import CommandGauge, MemoryWatchdog, Use
 from sandlot.sandbox.policy import MIB, Limits
+from waiting import becomes_true
 
 REQUIRED = os.environ.get("SANDLOT_REQUIRE_CGROUPS")
 LIMITS = Limits(memory_bytes=64 * MIB, processes=7, cpus=1.5)
@@ -673,11 +673,8 @@ def test_groups_are_gone_soon_after_their_harness_was_killed(
     if not folders and not REQUIRED:
         pytest.skip("no control group may be made here")
     assert folders
-    for _ in range(600):
-        if not any(folder.parent.exists() for folder in folders):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"left: {[folder for folder in folders if folder.exists()]}")
+    gone = becomes_true(lambda: not any(folder.parent.exists() for folder in folders), 30)
+    assert gone, [folder for folder in folders if folder.exists()]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may make a group at the top")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.proxy_world import World, get, status, until, world
+from sandbox.proxy_world import World, get, status, world
 from sandlot.core.errors import ConfigError, MissingExtra
 from sandlot.core.types import EgressRecord
 from sandlot.sandbox.credentials import (
@@ -25,6 +25,7 @@ from sandlot.sandbox.credentials import (
 from sandlot.sandbox.egress import EgressProxy
 from sandlot.sandbox.hostconfig import CA_BUNDLE
 from sandlot.sandbox.policy import Credential, Network, NetworkMode
+from waiting import comes_true
 
 SECRET = "Bearer s3cr3t"
 API, OTHER = "api.example", "other.example"
@@ -203,7 +204,7 @@ async def test_client_that_does_not_trust_the_wall_leaves_a_record() -> None:
         with pytest.raises(ssl.SSLError):
             await w.ask(API, inner(), ca_pem=w.outside)
         found: list[EgressRecord] = []
-        await until(lambda: bool(found.extend(w.proxied.records()) or found))
+        assert await comes_true(lambda: bool(found.extend(w.proxied.records()) or found))
         assert [r.verdict for r in found] == ["TLS handshake failed"]
         assert w.proxied.dialled == []
 

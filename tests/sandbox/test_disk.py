@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sandlot.sandbox import disk
 from sandlot.sandbox.contract import MakeSandbox, alive, opened, small_policy
 from sandlot.sandbox.disk import Disk, choose_disk, disk_row, make_image, tmpfs_bytes
 from sandlot.sandbox.policy import GIB, MIB, Limits
+from waiting import comes_true
 
 
 @pytest.fixture
@@ -92,11 +92,8 @@ async def test_a_disk_in_an_image_is_filled_without_a_death_and_is_gone_with_the
         async with await box.fork() as twin:
             assert (await twin.exec("cat kept")).stdout == "kept\n"
         assert used_loops() > before, "the image was mounted by a loop device"
-    for _ in range(100):  # the kernel frees the device a moment after the last mount
-        if used_loops() <= before:
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail(f"loop devices are left: {used_loops() - before}")
+    # The kernel frees the device a moment after the last mount.
+    assert await comes_true(lambda: used_loops() <= before), used_loops() - before
 
 
 def used_loops() -> set[str]:

@@ -24,7 +24,6 @@ from sandbox.proxy_world import (
     get,
     hello,
     status,
-    until,
     world,
 )
 from sandlot.core.errors import SandboxError
@@ -33,6 +32,7 @@ from sandlot.sandbox.egress import EgressProxy, ProxyLimits
 from sandlot.sandbox.egress_names import address_refusal, host_matches
 from sandlot.sandbox.egress_tls import NotTls, read_client_hello
 from sandlot.sandbox.policy import Network, NetworkMode
+from waiting import comes_true
 
 # What passes and what does not
 
@@ -61,7 +61,7 @@ async def test_tunnel_to_an_allowed_name_carries_bytes_both_ways_and_counts_them
         writer.close()
         assert got == first + b"x" * 300_000
         found: list[EgressRecord] = []
-        await until(lambda: bool(found.extend(w.records()) or found))
+        assert await comes_true(lambda: bool(found.extend(w.records()) or found))
         assert found == [EgressRecord("example.org", 443, "allowed", len(got), len(got))]
 
 
@@ -879,7 +879,7 @@ async def test_close_in_the_middle_of_a_transfer_leaves_nothing() -> None:
         idle.close()
         with pytest.raises(SandboxError, match="closed"):
             await w.proxy.start()
-    await until(lambda: asyncio.all_tasks() == before)
+    assert await comes_true(lambda: asyncio.all_tasks() == before)
 
 
 async def test_one_busy_tunnel_does_not_starve_another_request() -> None:
@@ -947,7 +947,7 @@ async def test_tunnel_that_was_told_of_adds_only_its_last_bytes_at_its_end() -> 
         assert await reader.read() == b"z" * 7
         writer.close()
         found: list[EgressRecord] = []
-        await until(lambda: bool(found.extend(w.records()) or found))
+        assert await comes_true(lambda: bool(found.extend(w.records()) or found))
         assert found == [EgressRecord("example.org", 443, "allowed", 7, 7)]
 
 

@@ -23,6 +23,7 @@ from sandlot.sandbox.base import Sandbox, base_environment
 from sandlot.sandbox.contract import CHECKS, Check, small_policy
 from sandlot.sandbox.guest_session import GUEST_COMMAND, GuestSession, ProcessStream
 from sandlot.sandbox.policy import Policy
+from waiting import comes_true
 
 # What only a backend can keep: filters, limits of the whole, and what changed since the image.
 _BACKENDS_OWN = {
@@ -168,21 +169,12 @@ async def test_what_runs_is_killed_first_when_memory_is_short(box: GuestSandbox)
     assert (await box.exec("cat /proc/self/oom_score_adj")).stdout == "500\n"
 
 
-async def seen(marker: str) -> None:
-    """Waits for the marked process: a shell answers before its background child has begun."""
-    for _ in range(250):
-        if contract._host_sees(marker):
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("the marked process cannot be seen: nothing would be proved")
-
-
 @pytest.mark.sandbox
 async def test_the_end_of_the_stream_ends_everything_inside() -> None:
     marker = f"41{time.monotonic_ns() % 10**9}"
     async with GuestSandbox(small_policy()) as box:
         await box.exec(f"( setsid sleep {marker} & )")
-        await seen(marker)
+        assert await comes_true(lambda: contract._host_sees(marker)), "nothing would be proved"
         process = box.process
         assert process is not None
         assert process.stdin is not None
@@ -212,7 +204,7 @@ async def test_a_guest_that_is_an_ordinary_child_ends_its_tree_too(tmp_path: Pat
     await session.exec(f"( setsid sleep {marker} & ); sleep {marker} &")
     result = await session.exec("( setsid sleep 50.5 & ); sleep 50", 0.4)
     assert result.timed_out
-    await seen(marker)
+    assert await comes_true(lambda: contract._host_sees(marker)), "nothing would be proved"
     result = await session.exec("seq 100000")
     assert result.stdout_file == str(tmp_path / "output/0003.stdout")
     await session.close()

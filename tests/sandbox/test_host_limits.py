@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import resource
@@ -23,6 +22,7 @@ from sandlot.core.errors import (
 from sandlot.sandbox.base import Sandbox
 from sandlot.sandbox.contract import MakeSandbox, alive, opened, small_policy
 from sandlot.sandbox.registry import open_sandbox
+from waiting import comes_true
 
 pytestmark = pytest.mark.sandbox
 
@@ -94,10 +94,7 @@ async def test_a_launcher_that_was_killed_costs_its_sandboxes_and_not_the_later_
     async with opened(bubblewrap) as lost:
         groups = groups_of(lost)
         os.kill(lost._host.launcher.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-        for _ in range(100):
-            if not lost._host.launcher.running():  # type: ignore[attr-defined]
-                break
-            await asyncio.sleep(0.02)
+        assert await comes_true(lambda: not lost._host.launcher.running())  # type: ignore[attr-defined]
         async with opened(bubblewrap) as later:
             await alive(later)
             assert not any(top.exists() for top in groups)

@@ -29,6 +29,7 @@ from sandlot.sandbox.images_build import (
     require_tools,
     run_process,
 )
+from waiting import becomes_true, comes_true
 
 Member = tuple[str, bytes | str | None]  # a file's bytes, a link's target (str), a folder (None)
 
@@ -676,11 +677,7 @@ async def test_a_cancelled_program_ends_with_its_children() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    for _ in range(200):
-        if not _alive(int(said[0])):
-            break
-        await asyncio.sleep(0.01)
-    assert not _alive(int(said[0]))
+    assert await comes_true(lambda: not _alive(int(said[0])))
 
 
 def _alive(pid: int) -> bool:
@@ -789,12 +786,14 @@ def test_a_build_ends_with_a_harness_that_was_killed(tmp_path: Path) -> None:
         group = int(harness.stdout.readline())
         time.sleep(0.3)
         harness.kill()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.killpg(group, signal.SIGKILL)
-    pytest.fail("the build outlived its harness")
+    if not becomes_true(lambda: _ended(group)):
+        os.killpg(group, signal.SIGKILL)
+        pytest.fail("the build outlived its harness")
+
+
+def _ended(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import asyncio
 import fcntl
 import os
 import termios
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandlot.sandbox.output import OutputStream
+from waiting import comes_true
 
 
 class Pipe:
@@ -48,7 +48,7 @@ class Pipe:
         for piece in pieces:
             expected = self.stream.total + len(piece)
             self.write(piece)
-            await until(lambda expected=expected: self.stream.total >= expected)
+            assert await comes_true(lambda e=expected: self.stream.total >= e, every_s=0.001)
 
     def end(self) -> None:
         if self._writing >= 0:
@@ -64,12 +64,6 @@ class Pipe:
     def close(self) -> None:
         self.stream.close()
         self.end()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110  the stream tells nobody that it has read
-            await asyncio.sleep(0.001)
 
 
 def waiting_bytes(fd: int) -> int:
@@ -170,7 +164,7 @@ async def test_what_a_background_child_writes_later_is_dropped_but_drained(pipe:
     pipe.stream.finish()
     for _ in range(3):
         pipe.write(b"late " * 1000)
-    await until(lambda: waiting_bytes(pipe.reading) == 0)
+    assert await comes_true(lambda: waiting_bytes(pipe.reading) == 0)
     assert pipe.stream.open
     assert (pipe.stream.text(), pipe.stream.total) == ("answer", 6)
 
@@ -179,13 +173,13 @@ async def test_the_descriptor_is_closed_when_the_last_writer_is_gone(pipe: Pipe)
     pipe.stream.finish()
     assert pipe.stream.open
     pipe.end()
-    await until(lambda: not pipe.stream.open)
+    assert await comes_true(lambda: not pipe.stream.open)
 
 
 async def test_a_stream_that_ends_before_finish_keeps_what_it_said(pipe: Pipe) -> None:
     pipe.write(b"said")
     pipe.end()
-    await until(lambda: not pipe.stream.open)
+    assert await comes_true(lambda: not pipe.stream.open)
     pipe.stream.finish()
     assert pipe.stream.text() == "said"
 

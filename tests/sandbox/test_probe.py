@@ -25,6 +25,7 @@ from sandlot.sandbox.policy import MIB, PROMISES, Enforcement, Policy
 from sandlot.sandbox.probe import ATTEMPTS, Finding, Result, judge, probe, probe_backend
 from sandlot.sandbox.probe_attempts import Attempt, Bench, Seen, Setup, small
 from sandlot.sandbox.probe_network import METADATA, PRIVATE
+from waiting import comes_true
 
 NO_ROUTES = (
     "Iface\tDestination\tGateway\n--\n"
@@ -352,19 +353,15 @@ async def test_a_process_that_outlives_its_owner_is_seen_and_removed(bench: Benc
     seen = await tried(attempt("leavings"), FakeSandbox(), replace(bench, owner=owner))
     assert seen.kept is False
     (pid,) = re.findall(r"process (\d+)", seen.evidence)
-    assert await ends(int(pid))
+    assert await comes_true(lambda: ended(int(pid)))
 
 
-async def ends(pid: int) -> bool:
-    """Whether a process is gone, or waits only to be reaped, within a moment."""
-    for _ in range(100):
-        try:
-            if ") Z " in Path("/proc", str(pid), "stat").read_text():
-                return True
-        except FileNotFoundError:
-            return True
-        await asyncio.sleep(0.02)
-    return False
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or waits only to be reaped."""
+    try:
+        return ") Z " in Path("/proc", str(pid), "stat").read_text()
+    except FileNotFoundError:
+        return True
 
 
 async def test_an_owner_that_cannot_start_is_said_with_its_last_words(bench: Bench) -> None:

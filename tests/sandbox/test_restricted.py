@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -41,6 +40,7 @@ from sandlot.sandbox.hostconfig import HostConfig
 from sandlot.sandbox.policy import MIB, Limits, Mount, Network, NetworkMode, Policy
 from sandlot.sandbox.restricted import RestrictedSandbox, open_restricted
 from sandlot.sandbox.restricted_filter import build_restricted_filter, call_numbers
+from waiting import becomes_true
 
 ROOT = Path(__file__).parents[2]
 ATTEMPTS = Path(__file__).with_name("restricted_attempts.py")
@@ -72,15 +72,6 @@ def processes_below(base: str) -> list[int]:
                 if (os.readlink(f"/proc/{name}/cwd") + "/").startswith(base + "/"):
                     found.append(int(name))
     return found
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 15.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 # --- attempts -----------------------------------------------------------------------------------
@@ -369,14 +360,14 @@ def test_nothing_is_left_of_a_harness_that_was_killed(tmp_path: Path) -> None:
     with a_harness(tmp_path) as (harness, base):
         assert processes_below(base)
         harness.kill()
-        assert wait_until(lambda: not os.path.exists(base))
+        assert becomes_true(lambda: not os.path.exists(base))
     assert not processes_below(base)
 
     def cleared() -> bool:
         restricted_lease.reap(tmp_path)
         return restricted_lease.all_leases(tmp_path) == []
 
-    assert wait_until(cleared)  # its supervisor holds the lease for a moment more
+    assert becomes_true(cleared)  # its supervisor holds the lease for a moment more
 
 
 def test_reaping_ends_what_a_killed_supervisor_left(tmp_path: Path) -> None:
@@ -391,11 +382,11 @@ def test_reaping_ends_what_a_killed_supervisor_left(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         harness.kill()
         harness.wait()
-        assert wait_until(
+        assert becomes_true(
             lambda: not any(lease.alive for lease in restricted_lease.all_leases(tmp_path))
         )
         assert len(restricted_lease.reap(tmp_path)) == 1
-    assert wait_until(lambda: not processes_below(base))
+    assert becomes_true(lambda: not processes_below(base))
     assert not os.path.exists(base)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import importlib
 import json
@@ -19,6 +18,7 @@ import pytest
 
 from sandlot.sandbox.contract import MakeSandbox, opened
 from sandlot.sandbox.registry import list_leases
+from waiting import comes_true
 
 from .backends import image_cache, image_name, maker
 
@@ -111,18 +111,16 @@ async def test_fifty_sandboxes_of_a_killed_harness_are_gone_after_the_next_start
     with _harness(tmp_path, marker, 50) as (process, launcher):
         assert sum(lease.sandboxes for lease in list_leases(tmp_path, os.environ)) == 50
         cgroups = [group for lease in list_leases(tmp_path, os.environ) for group in lease.cgroups]
-        await _until_fifty(marker)
+        # A background job is counted as begun before its program has its name.
+        assert await comes_true(lambda: len(_marked(marker)) >= 50, 20, every_s=0.05)
         process.kill()
         if with_launcher:
             os.kill(launcher, signal.SIGKILL)
         process.wait(10)
-    await _until_gone(launcher)
+    # A launcher clears up for a moment; a start before it is done finds its lease alive.
+    assert await comes_true(lambda: not Path(f"/proc/{launcher}").exists(), 30)
     async with opened(maker(tmp_path)):
-        for _ in range(100):
-            if not _marked(marker):
-                break
-            await asyncio.sleep(0.1)
-        assert _marked(marker) == []
+        assert await comes_true(lambda: not _marked(marker), every_s=0.1)
         (own,) = list_leases(tmp_path, os.environ)
         assert own.pid == os.getpid()
         assert [group for group in cgroups if Path(group).exists()] == []
@@ -142,23 +140,6 @@ def _harness(state: Path, marker: str, count: int) -> Iterator[tuple[subprocess.
     finally:
         process.kill()
         process.communicate()
-
-
-async def _until_fifty(marker: str) -> None:
-    """A background job is counted as begun before its program has its name."""
-    for _ in range(200):
-        if len(_marked(marker)) >= 50:
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail(f"{len(_marked(marker))} of 50 sleeps began")
-
-
-async def _until_gone(pid: int) -> None:
-    """A launcher clears up for a moment; a start before it is done finds its lease alive."""
-    for _ in range(300):
-        if not Path(f"/proc/{pid}").exists():
-            return
-        await asyncio.sleep(0.1)
 
 
 def _marked(marker: str) -> list[bytes]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+
+from waiting import comes_true
 
 REASON = "needs the extra `train` (torch, transformers, peft)"
 torch = pytest.importorskip("torch", reason=REASON)
@@ -97,14 +99,9 @@ def assert_plain(model: Any, prompt: Sequence[int], drawn: Drawn, temperature: f
     assert list(drawn.logprobs) == pytest.approx(wanted, abs=CLOSE)
 
 
-async def until(happened: Callable[[], bool]) -> None:
-    while not happened():  # noqa: ASYNC110 - it happens in a thread, which knows no event
-        await asyncio.sleep(0.001)
-
-
 async def until_busy(engine: TorchEngine) -> None:
     before = engine.decoded_tokens
-    await until(lambda: engine.decoded_tokens > before)
+    assert await comes_true(lambda: engine.decoded_tokens > before)
 
 
 # --- what is drawn -------------------------------------------------------------------------------
@@ -354,7 +351,7 @@ async def test_nobody_goes_on_from_a_reply_that_was_under_way_at_an_update() -> 
     endless = Draw(100, frozenset(), seed=1)
     async with drawing(model, slots=3) as engine:
         under_way = asyncio.create_task(engine.sample(prompt, endless))
-        await until(lambda: engine.decoded_tokens >= 5)
+        assert await comes_true(lambda: engine.decoded_tokens >= 5)
         with engine.updating():
             assert not under_way.done()
             shaken(model)
@@ -416,7 +413,7 @@ async def test_those_who_waited_for_a_cancelled_prompt_compute_it_themselves(
     prompt = prompt_of(3, 60)
     async with drawing(tiny()) as engine:
         leader = asyncio.create_task(engine.sample(prompt, draw(1, 5)))
-        await until(lambda: engine.prefilled_tokens > 0)
+        assert await comes_true(lambda: engine.prefilled_tokens > 0)
         followers = [asyncio.create_task(engine.sample(prompt, draw(n, 5))) for n in (2, 3)]
         await asyncio.sleep(0.005)
         leader.cancel()
