@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -179,11 +180,14 @@ def test_parquet_without_its_library_names_the_extra(
         (GOOD | {"id": "b", "ground_truth": {"x": 1}}, "field 'ground_truth': the scorer 'text'"),
         (GOOD | {"id": "b", "ground_truth": True}, "wants a text, a number or a list of those"),
         (GOOD | {"id": "b", "ground_truth": ""}, "wants a text, a number or a list of those"),
+        (GOOD | {"id": "b", "ground_truth": math.nan}, "wants a text, a number or a list of those"),
+        (GOOD | {"id": "b", "ground_truth": [1, math.inf]}, "wants a text, a number or a list"),
         (GOOD | {"id": "b", "input_files": {"d": 3}}, "the document 'd' is not text but int"),
         (GOOD | {"id": "b", "input_files": "{"}, "field 'input_files': not the JSON of a file"),
         (GOOD | {"id": "b", "input_files": 3}, "must hold texts by file name, found int"),
         (GOOD | {"id": "b", "input_files": {"/etc/x": ""}}, "'/etc/x' leads out of the input"),
         (GOOD | {"id": "b", "input_files": {"a/../../x": ""}}, "leads out of the input folder"),
+        (GOOD | {"id": "b", "input_files": {"d": "", "d/e": ""}}, "'d' is a file and a folder of"),
         (GOOD | {"id": "b", "input_files": {"d": "\ud800"}}, "is not text (a lone surrogate at"),
         ({"id": "b", "input": [{"role": "system"}], "target": "x"}, "one message of the user"),
         (GOOD | {"id": "\ud800"}, "field 'id' is not text (a lone surrogate at character 0)"),
@@ -241,6 +245,12 @@ def test_json_rows_are_named_by_line_and_number(tmp_path: Path) -> None:
     assert "expected a list of rows" in said(path)
     path.write_text("[")
     assert "not JSON" in said(path)
+
+
+def test_two_csv_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("problem_statement,ground_truth,ground_truth\nWhich?,one,two\n")
+    assert "rows.csv:1: two columns are named ground_truth" in said(path)
 
 
 def test_csv_rows_are_named_by_line(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, name: str, harm: An
     saved(tmp_path, 5)
     newest = saved(tmp_path, 10)
     harm(newest.path / name)
+    said: list[str] = []
+    assert_holds(checkpoint.newest(tmp_path, said.append), 5)
+    (line,) = said
+    assert "passed over: step-train-000010; using step-train-000005" in line
+    harm(tmp_path / "step-train-000005" / name)
+    with pytest.raises(InputError, match="000005, step-train-000010 were damaged"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_state_nested_without_end_is_damage(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    (saved(tmp_path, 10).path / "state.json").write_text("[" * 100_000)
     assert_holds(checkpoint.newest(tmp_path), 5)
 
 

@@ -73,6 +73,12 @@ def test_every_recipe_is_one_and_comes_back_from_its_records(path: Path) -> None
         ("warmstart", {"texts": 1, "stages": [{"steps": 1, "text": 1.0}]}, "'text' is not known"),
         ("warmstart", {"texts": 1, "stages": {"steps": 1}}, r"warmstart\.stages must be a list"),
         ("train.checkpoint_every", 0, r"train\.checkpoint_every must be at least 1, found 0"),
+        (
+            "warmstart",
+            {"texts": 1, "min_reward": float("nan")},
+            r"min_reward must be a finite number, found nan",
+        ),
+        ("engine.threads", 10**6, r"engine\.threads must be at most 1,024, found 1,000,000"),
         ("train.steps", -1, r"train\.steps must be at least 0, found -1"),
         ("train.lr", 0.0, r"train\.lr must be above 0, found 0\.0"),
         ("train.lr", float("nan"), r"train\.lr must be above 0, found nan"),

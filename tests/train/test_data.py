@@ -873,6 +873,16 @@ def test_options_out_of_range_are_refused(
         made(jsonl(tmp_path, seed_row(1)), **options)
 
 
+def test_names_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    source = jsonl(tmp_path, seed_row(1))
+    with pytest.raises(ConfigError, match="File name too long"):
+        build([source], tmp_path / f"{'x' * 245}.jsonl", BuildOptions())
+    other = Path(os.fsdecode(os.fsencode(tmp_path) + b"/raw\xff.jsonl"))
+    source.rename(other)
+    with pytest.raises(InputError, match=r"not UTF-8: 'raw\\udcff\.jsonl'; rename it"):
+        build([other], tmp_path / "out.jsonl", BuildOptions())
+
+
 def test_files_that_are_there_are_kept_unless_forced(tmp_path: Path) -> None:
     source = jsonl(tmp_path, seed_row(1))
     (tmp_path / "out.toml").write_text("mine")

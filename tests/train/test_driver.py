@@ -338,6 +338,16 @@ async def test_a_rollout_without_a_reward_passes_no_bound(
     assert bool(said) == (kept < 3)
 
 
+async def test_a_file_of_rows_that_leaves_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "empty.jsonl"
+    file.touch()
+    driver = with_rows(tmp_path, file, [])
+    assert driver.config.warmstart is not None
+    with pytest.raises(InputError, match=r"empty\.jsonl: no rollout in it can be learned from"):
+        await driver._warm_rows(driver.config.warmstart)
+    await driver.parts.close()
+
+
 def with_rows(folder: Path, file: Path, said: list[str]) -> Driver:
     config = tiny_config(warmstart__rows=str(file), warmstart__stages=[])
     assert config.warmstart is not None

@@ -238,6 +238,7 @@ def _files(fields: Mapping[str, Any], name: str | None, folder: Path | None) -> 
         raise _Problem(f"field {name!r} must hold texts by file name, found {type(value).__name__}")
     # Parquet gives every row the files of all rows, None where they are another's.
     given = {str(file): text for file, text in value.items() if text is not None}
+    _refuse_folders(name, given)
     inspect = folder if name == "files" else None
     return {_inside(name, file): _content(name, file, given[file], inspect) for file in given}
 
@@ -249,6 +250,15 @@ def _files_from_json(name: str, text: str) -> Any:
         return json.loads(text)
     except ValueError as exc:
         raise _Problem(f"field {name!r}: not the JSON of a file table ({exc})") from exc
+
+
+def _refuse_folders(name: str | None, files: Iterable[str]) -> None:
+    """A name that is also a folder of another's could be in no computer."""
+    paths = {PurePosixPath(file) for file in files}
+    for path in paths:
+        for above in path.parents:
+            if above in paths and above.parts:
+                raise _Problem(f"field {name!r}: {str(above)!r} is a file and a folder of {path}")
 
 
 def _inside(name: str | None, file: str) -> str:

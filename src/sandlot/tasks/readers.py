@@ -165,6 +165,10 @@ def _csv(path: Path, row_bytes: int) -> Iterator[Row]:
     before = csv.field_size_limit(row_bytes)
     try:
         reader = csv.DictReader(io.StringIO(_text_of(path), newline=""), strict=True)
+        names = [name for name in reader.fieldnames or () if name]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"{path.name}:1: two columns are named {', '.join(twice)}")
         yield from _csv_rows(path, reader)
     except csv.Error as exc:
         raise InputError(f"{path.name}:{reader.line_num}: not CSV ({exc})") from exc

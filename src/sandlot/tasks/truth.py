@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,10 @@ def _anything(target: Any) -> bool:
 def _is_text(target: Any) -> bool:
     given = target if isinstance(target, list | tuple) else [target]
     return bool(given) and all(
-        isinstance(one, str | int | float) and not isinstance(one, bool) and str(one).strip() != ""
+        isinstance(one, str | int | float)
+        and not isinstance(one, bool)
+        and (not isinstance(one, float) or math.isfinite(one))  # what JSON has for an empty cell
+        and str(one).strip() != ""
         for one in given
     )
 

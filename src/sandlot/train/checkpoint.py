@@ -6,9 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sandlot.core.errors import InputError, RecordError
 
 _STATE, _WEIGHTS, _OPTIMISER = "state.json", "weights.safetensors", "optimiser.pt"
 _PREFIX, _DRAFT = "step-", ".draft-"
+_OURS = re.compile(r"step-(?:warmstart|train)-\d{6,}")
 _PROBE_BYTES = 64 << 10  # more than is left where a write has just been refused
 _REFUSALS = {
     errno.ENOSPC: "the disk is full",
@@ -107,9 +109,29 @@ def save(
     return saved
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; one that was damaged since it was written is none."""
-    return next((each for each in reversed(_all(folder)) if _whole(each)), None)
+def newest(folder: Path, note: Callable[[str], None] | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where none was ever written.
+
+    One that was damaged since it was written is passed over, which `note` is told.
+
+    Raises:
+        InputError: there are checkpoints, and all of them were damaged.
+    """
+    found = _all(folder)
+    damaged = _unreadable(folder, found)
+    for each in reversed(found):
+        if _whole(each):
+            if damaged and note is not None:
+                names = ", ".join(damaged)
+                note(f"damaged since written, so passed over: {names}; using {each.path.name}")
+            return each
+        damaged.append(each.path.name)
+    if damaged:
+        raise InputError(
+            f"no checkpoint in {folder} is whole: {', '.join(sorted(damaged))} were damaged since "
+            "they were written. Put back a copy, or move that folder away to begin anew"
+        )
+    return None
 
 
 def named(folder: Path, name: str) -> Checkpoint:
@@ -148,9 +170,16 @@ def _all(folder: Path) -> list[Checkpoint]:
         try:
             state = json.loads((path / _STATE).read_text("utf-8"))
             found.append(Checkpoint(path, str(state["phase"]), int(state["step"])))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # not one of ours, or damaged from outside
     return sorted(found, key=_age)
+
+
+def _unreadable(folder: Path, found: Sequence[Checkpoint]) -> list[str]:
+    """Names of checkpoints of which not even the phase and the step can be read."""
+    known = {each.path.name for each in found}
+    names = (path.name for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(name for name in names if _OURS.fullmatch(name) and name not in known)
 
 
 def _age(found: Checkpoint) -> tuple[bool, int]:

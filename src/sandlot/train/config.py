@@ -437,6 +437,14 @@ _LEAST: Mapping[str, int] = {
     "evaluate.every": 0,
     "evaluate.top_k": 0,
 }
+# Beyond what any computer holds: building it would take the memory and the time of the machine.
+_MOST: Mapping[str, int] = {
+    "model.random.layers": 1_000,
+    "model.random.hidden": 65_536,
+    "model.random.heads": 4_096,
+    "model.random.vocabulary": 1_000_000,
+    "engine.threads": 1_024,
+}
 _ABOVE_0 = (
     "model.lora.alpha",
     "warmstart.lr",
@@ -475,6 +483,12 @@ def _out_of_range(config: TrainConfig) -> Iterator[str]:
         value = _at(config, name)
         if value is not None and not 0 <= value < math.inf:
             yield f"{name} must be 0 or above, found {value}"
+    if (reward := _at(config, "warmstart.min_reward")) is not None and not math.isfinite(reward):
+        yield f"warmstart.min_reward must be a finite number, found {reward}"
+    for name, most in _MOST.items():
+        value = _at(config, name)
+        if value is not None and value > most:
+            yield f"{name} must be at most {most:,}, found {value:,}"
     for name in _SHARES:
         value = _at(config, name)
         if value is not None and not 0 <= value <= 1:

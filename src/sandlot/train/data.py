@@ -167,10 +167,20 @@ def source_files(sources: Sequence[Path]) -> tuple[SourceFile, ...]:
         else:
             raise InputError(f"{source}: no such file")
         for file in inside:
+            if not _is_text(file.name):  # it stands in tasks and in the manifest
+                raise InputError(f"{source}: a file's name is not UTF-8: {file.name!r}; rename it")
             found.setdefault(file.path.resolve(), file)
     if not found:
         raise InputError("no source was named")
     return tuple(found.values())
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _below(folder: Path) -> Iterator[SourceFile]:
@@ -469,7 +479,10 @@ class _Outputs:
         self.tasks = out
         self.row = out.with_suffix(".toml")
         self.manifest = out.with_suffix(".manifest.json")
-        there = [path.name for path in (self.tasks, self.row, self.manifest) if path.exists()]
+        try:
+            there = [path.name for path in (self.tasks, self.row, self.manifest) if path.exists()]
+        except OSError as exc:  # too long a name
+            raise ConfigError(f"--out {out}: {exc.strerror}") from exc
         if there and not force:
             raise ConfigError(f"{out.parent}: there already: {', '.join(there)}; --force replaces")
 

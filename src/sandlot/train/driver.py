@@ -118,7 +118,7 @@ class Driver:
         return whole or bool(every and step % every == 0)
 
     def _restore(self) -> tuple[str, int]:
-        found = checkpoint.newest(self.directory.checkpoints)
+        found = checkpoint.newest(self.directory.checkpoints, self.note)
         if found is None:
             self.directory.cut_after("warmstart", 0)
             return "warmstart", 0
@@ -205,6 +205,8 @@ class Driver:
                     f"than {warm.min_reward:g} or without a reward"
                 )
             rows["rows"] = self._learnable(_rows_of(good, self.note), warm.rows)
+            if not rows["rows"]:
+                raise InputError(f"{warm.rows}: no rollout in it can be learned from")
         rows |= {"answers": self._answer_rows(warm), "texts": self._text_rows(warm)}
         if not any(rows.values()):
             raise ConfigError("the warm start has no rows to learn from")

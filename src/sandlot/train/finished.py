@@ -29,7 +29,7 @@ UNTRAINED = "untrained"
 """In place of a checkpoint's name: the model as the run began with it."""
 
 
-def put_checkpoint(model: Any, directory: TrainDirectory, name: str | None) -> int:
+def put_checkpoint(model: Any, directory: TrainDirectory, name: str | None, note: Note) -> int:
     """Give the model the values of a checkpoint (the newest without a name); how many steps it has.
 
     Raises:
@@ -38,7 +38,7 @@ def put_checkpoint(model: Any, directory: TrainDirectory, name: str | None) -> i
     if name == UNTRAINED:
         return 0
     found = (
-        checkpoint.newest(directory.checkpoints)
+        checkpoint.newest(directory.checkpoints, note)
         if name is None
         else checkpoint.named(directory.checkpoints, name)
     )
@@ -76,7 +76,7 @@ async def evaluate(
     lines: list[Mapping[str, Any]] = []
     alone = ExitStack()
     try:
-        step = put_checkpoint(parts.policy.model, directory, name)
+        step = put_checkpoint(parts.policy.model, directory, name, note)
         parts.policy.model.eval()
         driver = Driver(config, parts, directory, note)
         if isinstance(parts.engine, ServerEngine):
@@ -121,7 +121,7 @@ def write(
     """
     below = file_before(config, form, base)
     policy = build_policy(config, _tasks_of(config, note), note)
-    put_checkpoint(policy.model, directory, name)
+    put_checkpoint(policy.model, directory, name, note)
     if form == "adapter":
         assert below is not None
         _write_adapter(directory, config, policy, below, out, kind, max_bytes, label)

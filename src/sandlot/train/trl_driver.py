@@ -75,7 +75,7 @@ class TrlDriver(Driver):
             Driver._save(self, phase, step)
 
     def _restore(self) -> tuple[str, int]:
-        found = checkpoint.newest(self.directory.checkpoints)
+        found = checkpoint.newest(self.directory.checkpoints, self.note)
         if found is None or found.phase == "warmstart":
             return Driver._restore(self)
         load_values(self.parts.policy.model, found.weights())
