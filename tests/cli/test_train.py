@@ -315,6 +315,8 @@ def test_what_a_run_cannot_be_written_as_is_said(
 ) -> None:
     directory, _ = trained
     for words, said in (
+        (("--to", "hf", "--kind", "F16"), "--kind changes nothing of --to hf"),
+        (("--to", "hf", "--max-bytes", "1M"), "--max-bytes changes nothing of --to hf"),
         (("--to", "adapter"), "trained whole weights, not an adapter"),
         (("--to", "onnx"), "form of a trained model 'onnx' is not known"),
         (("--to", "gguf"), "name one of the same model with --base FILE.gguf"),

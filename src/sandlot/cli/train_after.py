@@ -145,6 +145,13 @@ def export(
     file_before(config, form, base)  # torch takes seconds to load: what cannot be is said before
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind of GGUF tensors", kind, KINDS)
+    for flag, given, forms in (
+        ("--kind", kind, ("adapter", "gguf")),
+        ("--max-bytes", max_bytes, ("adapter",)),
+        ("--name", name, ("adapter",)),
+    ):
+        if given is not None and form not in forms:
+            raise ConfigError(f"{flag} changes nothing of --to {form}: leave it out")
     quiet_libraries()
     from sandlot.train import finished
 
