@@ -77,7 +77,7 @@ async def test_a_cancelled_arun_keeps_its_record(tmp_path: Path) -> None:
             asked.set()
 
     task = asyncio.create_task(sandlot.arun("x", "scripted:slow.jsonl", on_event=listen))
-    await asked.wait()
+    await asyncio.wait_for(asked.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

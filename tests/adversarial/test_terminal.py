@@ -82,7 +82,7 @@ def on_a_terminal(display: str) -> Iterator[tuple[View, bytearray]]:
             sent.extend(os.read(ours, 65536))
         del sent[-len(_LAST) :]
 
-    reader = threading.Thread(target=drain)
+    reader = threading.Thread(target=drain, daemon=True)
     reader.start()
     out = os.fdopen(theirs, "w", encoding="utf-8", errors="surrogatepass")
     view = choose_view(display, environ={"TERM": "xterm-256color"}, out=out)
@@ -92,7 +92,7 @@ def on_a_terminal(display: str) -> Iterator[tuple[View, bytearray]]:
         view.close()
         out.close()
         os.write(held, _LAST)
-        reader.join()
+        reader.join(10)
         os.close(held)
         os.close(ours)
 

@@ -24,6 +24,7 @@ from sandlot.core.errors import SandboxUnavailable
 from sandlot.core.types import StopReason, Task
 from sandlot.models.scripted import ScriptedModel, bash
 from sandlot.sandbox.fake import FakeSandbox
+from waiting import comes_true
 
 ray = pytest.importorskip("ray", reason="Ray is not installed (extra: ray)")
 
@@ -211,7 +212,7 @@ async def test_a_run_stopped_before_its_nodes_said_anything_begins_anew(
     with monkeypatch.context() as patch:
         patch.setattr(RayExecutor, "_sent", nothing)
         running = asyncio.create_task(OnRay(made).run())
-        await asked.wait()
+        await asyncio.wait_for(asked.wait(), 60)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -246,8 +247,7 @@ async def test_stopping_winds_the_nodes_up_and_the_run_goes_on_later(
     made = plan(tmp_path, task_set(task("a")), arms="sandbox")
     experiment = OnRay(made, script, box)
     running = asyncio.create_task(experiment.run())
-    while not (begun.exists() and recorded(tmp_path)):  # noqa: ASYNC110
-        await asyncio.sleep(0.1)
+    assert await comes_true(lambda: begun.exists() and recorded(tmp_path), 60)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -101,7 +101,7 @@ def assert_plain(model: Any, prompt: Sequence[int], drawn: Drawn, temperature: f
 
 async def until_busy(engine: TorchEngine) -> None:
     before = engine.decoded_tokens
-    assert await comes_true(lambda: engine.decoded_tokens > before)
+    assert await comes_true(lambda: engine.decoded_tokens > before, every_s=0.001)
 
 
 # --- what is drawn -------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ async def test_nobody_goes_on_from_a_reply_that_was_under_way_at_an_update() -> 
     endless = Draw(100, frozenset(), seed=1)
     async with drawing(model, slots=3) as engine:
         under_way = asyncio.create_task(engine.sample(prompt, endless))
-        assert await comes_true(lambda: engine.decoded_tokens >= 5)
+        assert await comes_true(lambda: engine.decoded_tokens >= 5, every_s=0.001)
         with engine.updating():
             assert not under_way.done()
             shaken(model)
@@ -413,7 +413,7 @@ async def test_those_who_waited_for_a_cancelled_prompt_compute_it_themselves(
     prompt = prompt_of(3, 60)
     async with drawing(tiny()) as engine:
         leader = asyncio.create_task(engine.sample(prompt, draw(1, 5)))
-        assert await comes_true(lambda: engine.prefilled_tokens > 0)
+        assert await comes_true(lambda: engine.prefilled_tokens > 0, every_s=0.001)
         followers = [asyncio.create_task(engine.sample(prompt, draw(n, 5))) for n in (2, 3)]
         await asyncio.sleep(0.005)
         leader.cancel()

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from sandlot.cli import options, train_after
 from sandlot.cli.outcome import Interrupted, drive, say
-from sandlot.core.errors import ConfigError, MissingExtra, SandlotError
+from sandlot.core.errors import ConfigError, InputError, MissingExtra, SandlotError
 
 if TYPE_CHECKING:
     from sandlot.cli.train_view import SilentTrainView
@@ -240,12 +240,13 @@ def perform(asked: Asked, prepared: Prepared, *, as_json: bool) -> None:
     where: list[TrainDirectory] = []
     try:
         drive(lambda: _train(asked, prepared, settings, view, where.append))
-    except (Interrupted, SandlotError):
+    except (Interrupted, SandlotError) as error:
         view.close()
+        mended = "once that is mended, " if isinstance(error, ConfigError | InputError) else ""
         for each in () if rank else where:
             saved = any(each.checkpoints.glob("step-*"))
-            kept = "the newest checkpoint stays" if saved else "no checkpoint yet"
-            say(f"{kept}; go on with: sandlot train --resume {each.path}")
+            kept = "its checkpoints stay" if saved else "no checkpoint yet"
+            say(f"{kept}; {mended}go on with: sandlot train --resume {each.path}")
         raise
     finally:
         view.close()

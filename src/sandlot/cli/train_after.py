@@ -145,13 +145,7 @@ def export(
     file_before(config, form, base)  # torch takes seconds to load: what cannot be is said before
     if kind is not None and kind not in KINDS:
         raise unknown_name("kind of GGUF tensors", kind, KINDS)
-    for flag, given, forms in (
-        ("--kind", kind, ("adapter", "gguf")),
-        ("--max-bytes", max_bytes, ("adapter",)),
-        ("--name", name, ("adapter",)),
-    ):
-        if given is not None and form not in forms:
-            raise ConfigError(f"{flag} changes nothing of --to {form}: leave it out")
+    _refuse_idle(form, kind=kind, max_bytes=max_bytes, name=name)
     quiet_libraries()
     from sandlot.train import finished
 
@@ -168,6 +162,17 @@ def export(
         label=name,
     )
     print(written)
+
+
+def _refuse_idle(form: str, *, kind: str | None, max_bytes: str | None, name: str | None) -> None:
+    """Raises ConfigError for what was asked for and would change nothing."""
+    for flag, given, forms in (
+        ("--kind", kind, ("adapter", "gguf")),
+        ("--max-bytes", max_bytes, ("adapter",)),
+        ("--name", name, ("adapter",)),
+    ):
+        if given is not None and form not in forms:
+            raise ConfigError(f"{flag} changes nothing of --to {form}: leave it out")
 
 
 def plot(

@@ -382,8 +382,9 @@ def _kill_groups(tops: Sequence[str]) -> int:
     for procs in {path for top in tops for path in Path(top).glob("**/cgroup.procs")}:
         with contextlib.suppress(OSError):
             for word in procs.read_text().split():
-                os.kill(int(word), signal.SIGKILL)
-                killed += 1
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(word), signal.SIGKILL)
+                    killed += 1
     return killed
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,8 @@ def _csv(path: Path, row_bytes: int) -> Iterator[Row]:
     before = csv.field_size_limit(row_bytes)
     try:
         reader = csv.DictReader(io.StringIO(_text_of(path), newline=""), strict=True)
-        names = [name for name in reader.fieldnames or () if name]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(reader.fieldnames or ())
+        twice = sorted(name for name, count in counts.items() if name and count > 1)
         if twice:
             raise InputError(f"{path.name}:1: two columns are named {', '.join(twice)}")
         yield from _csv_rows(path, reader)
